@@ -1,0 +1,63 @@
+# Two commands: `make demo` shows ATTEMPT at work, `make test` runs every test. Python 3.11 and make are all they need.
+
+# Which interpreter makes the environment, and which torch goes into it, e.g.
+#   make demo PYTHON=/opt/python3.11/bin/python3
+#   make demo TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
+PYTHON ?= python3.11 python3 python
+TORCH ?= torch==2.13.0
+CONFIG ?= embedded
+UV ?= uv
+
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test check lock clean
+MAKEFLAGS += --no-print-directory
+
+help:
+	@echo "make demo    train, evaluate and explain prompts on the embedded tasks (offline, minutes)"
+	@echo "make test    run the tests"
+	@echo "make check   lint, format, types, import law, tests"
+	@echo "make lock    resolve requirements/dev.in into requirements/lock.txt"
+
+install: $(STAMP)
+
+# The lock decides: the stamp is older than it exactly when something has to be installed.
+$(STAMP): requirements/lock.txt pyproject.toml
+	@if [ ! -x $(BIN)/python ]; then \
+	  for python in $(PYTHON); do \
+	    if "$$python" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null; then found=$$python; break; fi; \
+	  done; \
+	  if [ -z "$$found" ]; then \
+	    echo "no Python 3.11 among: $(PYTHON); install it, or name it: make PYTHON=/path/to/python3.11" >&2; exit 1; \
+	  fi; \
+	  echo "making .venv with $$found"; "$$found" -m venv .venv; \
+	fi
+	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
+	  { echo ".venv is not Python 3.11; remove it (rm -r .venv) and run make again" >&2; exit 1; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements/lock.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+demo: $(STAMP)
+	@$(BIN)/python -m jobs.run_pipeline --config $(CONFIG)
+
+test: $(STAMP)
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+	@$(MAKE) test
+
+lock:
+	@command -v $(UV) >/dev/null || { echo "make lock needs uv: pip install uv, or name it: make lock UV=/path/to/uv" >&2; exit 1; }
+	$(UV) pip compile --quiet --upgrade --python-version 3.11 --generate-hashes --no-emit-package torch \
+	  requirements/dev.in --output-file requirements/lock.txt
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -1,0 +1,356 @@
+"""Every knob of a run, with its unit, its default and the source of that default.
+
+Defaults are the paper's (Asai et al. 2022, arXiv 2205.11961), unless the docstring says otherwise;
+the presets under ``jobs/presets`` move them. A config is a tree of frozen pydantic sections that refuses
+unknown keys. It is read from YAML layers and ``section.key=value`` settings, later ones winning.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from attempt_ray.errors import ConfigError, unknown_name
+
+TaskGroup = Literal["GLUE", "SuperGLUE", "MultiRC", "MRQA", "Others", "sources", "user"]
+
+
+class Section(BaseModel):
+    """A frozen group of knobs that refuses keys it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class BackboneConfig(Section):
+    """The frozen language model."""
+
+    name: str = "google-t5/t5-base"
+    """`nano` (shipped), a local directory, or a hub id. Paper: T5-base v1.0 (section 4.3)."""
+    revision: str | None = None
+    """Hub revision (commit, tag or branch); None is the hub's default branch."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of the frozen weights. Authors' code: fp32."""
+
+
+class DataConfig(Section):
+    """Where rows come from and how they become batches."""
+
+    origin: Literal["embedded", "hub", "mirror", "files"] = "hub"
+    """`embedded` (generated), `hub`, `mirror` (a directory in hub layout) or `files` (the user's own)."""
+    root: str | None = None
+    """Directory of the mirror, or of `<task>/<split>.(parquet|jsonl|csv)` files; needed by those two origins."""
+    user_tasks: tuple[str, ...] = ()
+    """YAML files that each describe a task of the user's own."""
+    split_policy: Literal["paper", "native"] = "paper"
+    """`paper` cuts dev and test as the paper's code does; `native` keeps the data set's own splits."""
+    split_seed: int = 42
+    """Seed of the permutation behind the paper's splits (authors' code: 42)."""
+    label_words: Literal["digits", "words"] = "digits"
+    """Class labels as class ids (paper) or as words."""
+    legacy_winogrande: bool = False
+    """Print option 1 twice, as the authors' released template does; for comparison with published numbers only."""
+    single_gold: bool = False
+    """Score QA against the first gold answer alone, as the paper does, not against all of them."""
+    max_train_rows: int | None = Field(default=None, ge=1)
+    """Most training rows kept, cut after the permutation; None keeps all. Paper: 100,000 for Yelp-2."""
+    max_dev_rows: int | None = Field(default=None, ge=1)
+    """Most dev rows scored during training; None scores all."""
+    max_test_rows: int | None = Field(default=None, ge=1)
+    """Most test rows scored; None scores all."""
+    max_source_tokens: int | None = Field(default=None, ge=4)
+    """Longest input, in tokens, prompt not counted; None takes each task's own (paper: 256, MultiRC 348, QA 512)."""
+    batch_rows: int = Field(default=32, ge=1)
+    """Rows per task and optimizer step (paper: 32)."""
+    batch_tokens: int | None = Field(default=None, ge=64)
+    """Input tokens per step, padding counted; when set, it replaces `batch_rows`."""
+    mixing: Literal["concatenate", "temperature"] = "concatenate"
+    """Mixed-task batches: uniform over the concatenated rows (paper), or tasks drawn by size ** (1 / temperature)."""
+    mixing_temperature: float = Field(default=2.0, gt=0)
+    """Temperature of `mixing: temperature`; 1 is proportional to size, large values are uniform over tasks."""
+    cache_dir: str = "~/.cache/attempt-ray"
+    """Where tokenised data is kept, keyed by content."""
+    embedded_seed: int = 7
+    """Seed of the generated embedded rows."""
+
+
+class PromptConfig(Section):
+    """The trainable soft prompt."""
+
+    length: int = Field(default=100, ge=1)
+    """Prompt positions m (paper: 100)."""
+    init: Literal["vocab", "text", "labels", "prompt", "average", "normal"] = "vocab"
+    """Initialiser: rows of the pretrained embedding matrix sampled from its top ids (paper), the embedded `init_text`,
+    embedded label words, a prompt of the bank, a weighted average of such prompts, or N(0, init_std)."""
+    init_text: str = ""
+    """Text for `init: text`, repeated or cut to `length` tokens."""
+    init_from: tuple[str, ...] = ()
+    """Bank references for `init: prompt` (one) and `init: average` (one or more)."""
+    init_weights: tuple[float, ...] = ()
+    """Weights of `init: average`, one for each reference; empty is uniform."""
+    init_vocab_top: int = Field(default=5000, ge=1)
+    """`init: vocab` samples ids below this one (paper: 5,000)."""
+    init_std: float = Field(default=1.0, gt=0)
+    """Standard deviation of `init: normal` (the authors' released prompts are N(0, 1))."""
+
+
+class AttentionConfig(Section):
+    """The attention module G and the mixture (paper section 3.2, equations 1 to 4)."""
+
+    sources: tuple[str, ...] = ("mnli", "sst2", "qnli", "qqp", "squad", "record")
+    """Source tasks whose prompts are the frozen candidates, in order."""
+    bottleneck: int = Field(default=100, ge=1)
+    """Width r of the bottleneck (paper: 100)."""
+    temperature: float | Literal["auto"] = 1.0
+    """K: scores are divided by d * e^K (paper: 1). `auto` divides by d * mean std of the pooled sources / `auto_logit`."""
+    auto_logit: float = Field(default=2.0, gt=0)
+    """Largest logit that `temperature: auto` aims at."""
+    pooling: Literal["masked", "authors"] = "masked"
+    """Max-pool over real tokens only, or over the padded width as the authors' code does."""
+    authors_width: int = Field(default=256, ge=1)
+    """Padded width that `pooling: authors` reproduces, in tokens (authors' configs: 256)."""
+    train_norm: bool = True
+    """Train LayerNorm's gain and bias (paper's parameter count; the authors' code freezes them)."""
+    weights: Literal["learned", "uniform", "uniform_sources"] = "learned"
+    """`learned` by G; `uniform` 1/(t+1) over sources and target (code); `uniform_sources` 1/t over sources (paper)."""
+    target: Literal["trained", "none"] = "trained"
+    """`none` drops the target prompt: a mixture of sources without a residual."""
+    frozen: bool = False
+    """Keep G at its starting values and train the target prompt alone."""
+    prior: str | None = None
+    """Bank reference of a G to start from, such as `attention/prior-text`; None starts afresh."""
+
+
+class TrainingConfig(Section):
+    """The optimizer, its budget and what is kept."""
+
+    steps: int | None = Field(default=None, ge=1)
+    """Optimizer steps; takes precedence over `epochs`."""
+    epochs: float | None = Field(default=None, gt=0)
+    """Passes over the training rows, converted to steps and printed; used when `steps` is None."""
+    prompt_learning_rate: float = Field(default=0.3, gt=0)
+    """Peak learning rate of prompts (paper: 0.3)."""
+    attention_learning_rate: float = Field(default=0.3, gt=0)
+    """Peak learning rate of G (paper: 0.1 for SuperGLUE and Others multi-task, 0.3 elsewhere)."""
+    backbone_learning_rate: float = Field(default=3e-4, gt=0)
+    """Peak learning rate of full fine-tuning (authors' config: 3e-4)."""
+    warmup_steps: int = Field(default=500, ge=0)
+    """Linear warm-up (paper: 500 steps)."""
+    warmup_fraction: float = Field(default=0.1, ge=0, le=1)
+    """Warm-up is never longer than this share of the run; 1 keeps the paper's, whose small tasks never leave it."""
+    weight_decay: float = Field(default=1e-5, ge=0)
+    """AdamW's decoupled weight decay (paper: 1e-5)."""
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    """Gradient norm clip over all trainables (Hugging Face Trainer's default, used by the authors)."""
+    dropout: float | None = Field(default=None, ge=0, lt=1)
+    """Dropout of the backbone while training; None keeps the backbone's own (T5: 0.1)."""
+    absent_tasks: Literal["dense", "lazy"] = "dense"
+    """Whether Adam's momentum moves the prompt of a task that has no row in the batch (authors' code: dense)."""
+    eval_steps: int | None = Field(default=None, ge=1)
+    """Optimizer steps between dev evaluations; None is a tenth of the run (paper: each epoch)."""
+    patience: int | None = Field(default=None, ge=1)
+    """Evaluations without a better dev score before training stops; None never stops early."""
+    selection: Literal["mean", "per_task", "last"] = "mean"
+    """Which state is kept: best mean of the tasks' dev headline metrics, each task's own best, or the last."""
+    checkpoint_steps: int = Field(default=100, ge=1)
+    """Optimizer steps between resumable checkpoints."""
+    threads: int | None = Field(default=None, ge=1)
+    """Torch threads of the process; None leaves torch's choice. Results are bit-identical for equal threads only."""
+
+
+class EvaluationConfig(Section):
+    """How answers are produced and scored."""
+
+    decode: Literal["greedy", "labels"] = "greedy"
+    """Greedy generation over the whole vocabulary (paper), or the best of the closed label set where there is one."""
+    max_new_tokens: int = Field(default=32, ge=1)
+    """Longest generated answer of open tasks, in tokens; closed tasks use their longest label."""
+    batch_rows: int = Field(default=128, ge=1)
+    """Rows per evaluation batch."""
+
+
+class StudyConfig(Section):
+    """What `run_pipeline` and `report` lay side by side."""
+
+    targets: tuple[str, ...] = ("wnli", "stsb", "mrpc", "rte")
+    """Target tasks."""
+    groups: tuple[tuple[str, ...], ...] = ()
+    """Target tasks trained together by the multi-task methods; empty is one group of all targets."""
+    methods: tuple[str, ...] = ("prompt_tuning", "spot", "attempt", "attempt_mt")
+    """Rows of the table: finetune, prompt_tuning, spot (source in `parents`), spot_similar, attempt, attempt_mt."""
+    seeds: tuple[int, ...] = (42,)
+    """Seeds of every run (paper: 42 alone)."""
+    parents: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    """True source tasks of a target, where they are known; SPoT starts from the first one."""
+    source_steps: int | None = Field(default=None, ge=1)
+    """Optimizer steps of each source prompt; None takes `training`'s budget."""
+    prior_steps: int | None = Field(default=None, ge=1)
+    """Optimizer steps of each attention prior; 0 steps is written as `prior: false`."""
+    prior: bool = True
+    """Pre-train G on the source tasks (paper section 3.3) and start targets from it."""
+    prior_groups: dict[str, tuple[str, ...]] = Field(
+        default_factory=lambda: {"text": ("mnli", "sst2", "qnli", "qqp"), "qa": ("squad", "record")}
+    )
+    """Source tasks each prior is trained on; `qa` serves MRQA targets and `text` all others (paper appendix)."""
+
+
+class ClusterConfig(Section):
+    """What Ray is asked for."""
+
+    address: str | None = None
+    """Cluster to join; None starts a private local one."""
+    workers: int = Field(default=2, ge=1)
+    """Training workers, each with one frozen backbone."""
+    cpus_per_worker: float = Field(default=1.0, gt=0)
+    """CPUs of one worker; also its torch threads, at least one, unless `training.threads` says otherwise."""
+    gpus_per_worker: float = Field(default=0.0, ge=0)
+    """GPUs of one worker."""
+    attempts: int = Field(default=2, ge=1)
+    """Times a failing run is tried before it is set aside with its reason."""
+
+
+class Config(Section):
+    """Everything a job needs. A run is the part of it that decides its result (see `digest`)."""
+
+    job: Literal["source", "prior", "target"] = "target"
+    """What the run learns: a source prompt, the attention prior, or target prompts."""
+    method: Literal["finetune", "prompt_tuning", "attempt"] = "attempt"
+    """How: full fine-tuning, a soft prompt alone (SPoT: one that starts from a source), or the mixture."""
+    tasks: tuple[str, ...] = ()
+    """Tasks trained in the run; several share one G in mixed batches."""
+    seed: int = 42
+    """Seed of initialisation, data order and dropout (paper: 42)."""
+    device: str = "cpu"
+    """Torch device of a worker, such as `cpu` or `cuda`."""
+    bank: str = "bank"
+    """Directory or pyarrow filesystem URI of the prompt bank."""
+    runs: str = "runs"
+    """Directory of run directories."""
+    backbone: BackboneConfig = BackboneConfig()
+    data: DataConfig = DataConfig()
+    prompt: PromptConfig = PromptConfig()
+    attention: AttentionConfig = AttentionConfig()
+    training: TrainingConfig = TrainingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    study: StudyConfig = StudyConfig()
+    cluster: ClusterConfig = ClusterConfig()
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Config:
+        if self.data.origin in ("mirror", "files") and self.data.root is None:
+            raise ValueError(f"data.origin '{self.data.origin}' needs data.root; set it to the directory of the rows")
+        if self.attention.target == "none" and self.attention.weights == "uniform":
+            raise ValueError("attention.target 'none' has no target to weigh; set attention.weights=uniform_sources")
+        return self
+
+    def updated(self, **changes: Any) -> Config:
+        """Return a copy with `changes` laid over it; a section takes a mapping of the keys to change.
+
+        Raises:
+            ConfigError: A key or value cannot be used.
+        """
+        return parse([self.model_dump(), changes])
+
+    def digest(self, **facts: str) -> str:
+        """Return the 12 hex digits that name the run: equal digests compute equal results.
+
+        Places and conveniences (`bank`, `runs`, `cluster`, `study`, cache, checkpoint interval, evaluation batch)
+        do not enter.
+
+        Args:
+            **facts: Content hashes that the config only points at: data, backbone, prompts read from the bank.
+        """
+        dump = self.model_dump(mode="json", exclude={"bank", "runs", "cluster", "study"})
+        for section, keys in _CONVENIENCES.items():
+            for key in keys:
+                dump[section].pop(key)
+        text = json.dumps({"config": dump, "facts": facts}, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+_CONVENIENCES = {
+    "data": ("cache_dir",),
+    "training": ("checkpoint_steps",),
+    "evaluation": ("batch_rows",),
+}
+
+
+def parse(layers: Iterable[Mapping[str, Any]]) -> Config:
+    """Return the config of several layers, later ones winning key by key.
+
+    Raises:
+        ConfigError: A key is unknown (with the nearest known one) or a value cannot be used.
+    """
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        _merge(merged, layer)
+    try:
+        return Config.model_validate(merged)
+    except ValidationError as error:
+        raise ConfigError(_first_problem(error)) from None
+
+
+def load(paths: Iterable[Path], settings: Iterable[str] = ()) -> Config:
+    """Read YAML layers, then `section.key=value` settings.
+
+    Raises:
+        ConfigError: A file is missing or not a YAML mapping, a setting is malformed, or a key or value is refused.
+    """
+    layers: list[Mapping[str, Any]] = []
+    for path in paths:
+        try:
+            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ConfigError(f"cannot read config {path}: {error.strerror}; give an existing YAML file") from None
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+        if not isinstance(content, Mapping):
+            raise ConfigError(f"{path} holds {type(content).__name__}; wanted a mapping of config keys")
+        layers.append(content)
+    layers.extend(_setting(text) for text in settings)
+    return parse(layers)
+
+
+def _setting(text: str) -> Mapping[str, Any]:
+    dotted, equals, value = text.partition("=")
+    if not equals or not dotted.strip():
+        raise ConfigError(f"--set got '{text}'; wanted section.key=value, such as training.steps=500")
+    try:
+        nested: Any = yaml.safe_load(value)
+    except yaml.YAMLError:
+        nested = value
+    if nested is None and value.strip() not in ("null", "~"):
+        nested = ""
+    for key in reversed(dotted.strip().split(".")):
+        nested = {key: nested}
+    return nested  # type: ignore[no-any-return]
+
+
+def _merge(into: dict[str, Any], layer: Mapping[str, Any]) -> None:
+    for key, value in layer.items():
+        if isinstance(value, Mapping) and isinstance(into.get(key), dict) and key not in _WHOLE:
+            _merge(into[key], value)
+        else:
+            into[key] = dict(value) if isinstance(value, Mapping) else value
+
+
+_WHOLE = ("parents", "prior_groups")  # mappings that a later layer replaces whole
+
+
+def _first_problem(error: ValidationError) -> str:
+    problem = error.errors()[0]
+    path = [str(part) for part in problem["loc"]]
+    if problem["type"] == "extra_forbidden":
+        section: Any = Config
+        for part in path[:-1]:
+            section = section.model_fields[part].annotation
+        where = f"config key in [{'.'.join(path[:-1])}]" if path[:-1] else "config key"
+        return unknown_name(where, path[-1], section.model_fields)
+    message = problem["msg"].removeprefix("Value error, ")
+    place = ".".join(part for part in path if not part.startswith(("literal[", "function-")))
+    return f"{place}: got {problem['input']!r}; {message}" if place else message

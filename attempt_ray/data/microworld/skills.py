@@ -1,0 +1,207 @@
+"""What the embedded backbone is pre-trained on: text to repair, and skills to follow.
+
+A skill example opens with the skill's name and, half of the time, with the words to use as labels, drawn anew for
+each example. So the backbone learns to be told what to do and how to answer - which is what a soft prompt does -
+and no miniature's own prefix or verbalizer is tied to a skill.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from random import Random
+
+from attempt_ray.data.microworld import miniatures, world
+from attempt_ray.tasks import TASKS
+
+Fields = list[tuple[str, str]]
+Drawn = tuple[Fields, int]
+
+DIGITS = tuple("0123456789")
+SCORES = tuple(f"{score}.0" for score in range(6))
+PAIR_FIELDS = (
+    ("premise:", "hypothesis:"),
+    ("sentence1:", "sentence2:"),
+    ("question1:", "question2:"),
+    ("sentence:", "question:"),
+    ("passage:", "question:"),
+)
+
+
+def _two(rng: Random, texts: tuple[str, str]) -> Fields:
+    return list(zip(rng.choice(PAIR_FIELDS), texts, strict=True))
+
+
+def _infer(rng: Random) -> Drawn:
+    label = rng.randrange(3)
+    premise, hypothesis = miniatures.entailment(rng, label)
+    return _two(rng, (_framed(rng, premise), hypothesis)), label
+
+
+def _follows(rng: Random) -> Drawn:
+    label = rng.randrange(2)
+    premise, hypothesis = miniatures.entailment(rng, rng.choice((1, 2)) if label else 0)
+    return _two(rng, (_framed(rng, premise), hypothesis)), label
+
+
+def _framed(rng: Random, premise: str) -> str:
+    match rng.randrange(6):
+        case 0:
+            return f"{rng.choice(world.PEOPLE)} said that {premise}"
+        case 1:
+            return f"{premise} {world.tell(rng, world.draw_event(rng))}"
+        case 2:
+            return f"{world.tell(rng, world.draw_event(rng))} {premise}"
+        case _:
+            return premise
+
+
+def _same(rng: Random) -> Drawn:
+    label = rng.randrange(2)
+    make = rng.choice((miniatures.same_question, miniatures.same_statement, miniatures.swapped_roles))
+    return _two(rng, make(rng, label)), label
+
+
+def _answers(rng: Random) -> Drawn:
+    label = rng.randrange(2)
+    question, sentence = miniatures.answer_sentence(rng, label)
+    return [("question:", question), (rng.choice(("sentence:", "passage:")), sentence)], label
+
+
+def _check(rng: Random) -> Drawn:
+    label = rng.randrange(2)
+    question, passage = miniatures.truth_question(rng, label)
+    return [("question:", question), (rng.choice(("passage:", "paragraph:")), passage)], label
+
+
+def _right(rng: Random) -> Drawn:
+    row = miniatures.MINIATURES["multirc"](rng)
+    fields = [("question:", row["question"]), ("answer:", row["answer"]), ("paragraph:", row["paragraph"])]
+    return fields, int(row["label"])
+
+
+def _feel(rng: Random) -> Drawn:
+    label = rng.randrange(2)
+    text = rng.choice((world.judge, miniatures.review))(rng, label)
+    return [(rng.choice(("sentence:", "text:")), text)], label
+
+
+def _refer(rng: Random) -> Drawn:
+    label = rng.randrange(2)
+    opening, end, pronoun, person = miniatures.meeting(rng, label)
+    if rng.random() < 0.5:
+        return _two(rng, (f"{opening} . {pronoun} {end} .", f"{person} {end} .")), label
+    marked = opening.replace(person, f"* {person} *")
+    return [("text:", f"{marked} because # {pronoun} # {end} .")], label
+
+
+def _sense(rng: Random) -> Drawn:
+    label = rng.randrange(2)
+    word, first, second = miniatures.word_sense(rng, label)
+    return [("sentence1:", first), ("sentence2:", second), ("word:", word)], label
+
+
+def _choose(rng: Random) -> Drawn:
+    sentence, option1, option2, answer = miniatures.choice_of_two(rng)
+    return [("sentence:", sentence), ("option0:", option1), ("option1:", option2)], answer
+
+
+def _count(rng: Random) -> Drawn:
+    score = rng.randrange(6)
+    return _two(rng, miniatures.likeness(rng, score)), score
+
+
+CLOSED: Mapping[str, tuple[Callable[[Random], Drawn], tuple[str, ...], float]] = {
+    "infer": (_infer, ("implied", "open", "denied"), 2.0),
+    "follows": (_follows, ("follows", "unproven"), 1.0),
+    "same": (_same, ("different", "alike"), 2.5),
+    "answers": (_answers, ("answered", "unanswered"), 1.5),
+    "check": (_check, ("untrue", "so"), 1.5),
+    "right": (_right, ("wrong", "right"), 1.5),
+    "feel": (_feel, ("blame", "praise"), 1.0),
+    "refer": (_refer, ("other", "self"), 1.0),
+    "sense": (_sense, ("apart", "together"), 0.7),
+    "choose": (_choose, ("former", "latter"), 1.0),
+    "count": (_count, SCORES, 1.3),
+}
+"""Skill -> (draw, its own label words, share of the mixture)."""
+
+
+def _find(rng: Random) -> tuple[str, str]:
+    kind = rng.randrange(8)
+    if kind < 4:
+        context, question = miniatures.reading(rng, 1 + rng.randrange(4))
+    elif kind == 4:
+        context, question = miniatures.clue(rng)
+    elif kind == 5:
+        context, question = miniatures.news(rng)
+    else:
+        context, question = miniatures.two_hops(rng)
+    return f"question: {question.text} context: {context}", question.answer
+
+
+def _fill(rng: Random) -> tuple[str, str]:
+    row = miniatures.MINIATURES["record"](rng)
+    passage = row["passage"].replace("\n@highlight\n", " ")
+    return f"query: {row['query']} entities: {' , '.join(row['entities'])} passage: {passage}", row["answers"][0]
+
+
+OPEN: Mapping[str, tuple[Callable[[Random], tuple[str, str]], float]] = {"find": (_find, 8.0), "fill": (_fill, 2.0)}
+
+
+def pairs(rng: Random, *, told: float = 0.6) -> Iterator[tuple[str, str]]:
+    """Yield (source, target) texts of the skills for ever, in the proportions of `CLOSED` and `OPEN`.
+
+    Args:
+        rng: Source of all draws.
+        told: Share of the closed skills' examples that list the words to answer with.
+    """
+    names = [*CLOSED, *OPEN]
+    shares = [share for *_, share in CLOSED.values()] + [share for *_, share in OPEN.values()]
+    pool = label_pool()
+    prefixes = sorted({task.prefix for task in TASKS.values()})
+    while True:
+        (name,) = rng.choices(names, shares)
+        stray = f"{rng.choice(prefixes)} " if rng.random() < 0.5 else ""
+        if name in OPEN:
+            source, target = OPEN[name][0](rng)
+            yield f"{stray}{name} : {source}", target
+            continue
+        draw, own, _ = CLOSED[name]
+        fields, label = draw(rng)
+        words, listed = list(own), ""
+        if rng.random() < told:
+            words = rng.sample(DIGITS if rng.random() < 0.3 else pool, len(own))
+            listed = " ".join(words) + " "
+        yield f"{stray}{name} {listed}: " + " ".join(f"{field} {text}" for field, text in fields), words[label]
+
+
+def texts(rng: Random) -> Iterator[str]:
+    """Yield short passages of the micro-world for ever, for span corruption."""
+    while True:
+        lines: list[str] = []
+        for _ in range(rng.choice((2, 3, 4))):
+            match rng.randrange(6):
+                case 0:
+                    lines.append(world.judge(rng, rng.randrange(2)))
+                case 1:
+                    opening, end, pronoun, _ = miniatures.meeting(rng, 1)
+                    lines.append(f"{opening} . {pronoun} {end} .")
+                case 2:
+                    event = world.draw_event(rng)
+                    question = world.ask(rng, event)
+                    lines.append(f"{world.tell(rng, event)} {question.text} {question.answer} .")
+                case 3:
+                    event = world.draw_event(rng)
+                    lines.append(f"{world.tell(rng, event)} {world.tell(rng, world.weaken(rng, event))}")
+                case _:
+                    lines.append(world.tell(rng, world.draw_event(rng)))
+        yield " ".join(lines)
+
+
+def label_pool() -> list[str]:
+    """Return every word that a skill example may be told to answer with."""
+    words = {*world.PEOPLE, *world.PLACES, *world.THINGS, *world.MOODS, *world.SUBJECTS, *DIGITS}
+    for task in TASKS.values():
+        for spelled in task.labels.values():
+            words.update(spelled)
+    return sorted(words)

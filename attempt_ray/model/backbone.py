@@ -1,0 +1,435 @@
+"""The frozen language model: any T5-family encoder-decoder that reads a soft prompt before its input.
+
+Source: Asai et al. (2022), section 3.2 (the encoder reads [P_instance ; X]); Lester et al. (2021), section 2.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    MT5ForConditionalGeneration,
+    T5ForConditionalGeneration,
+)
+from transformers.modeling_outputs import BaseModelOutput
+
+from attempt_ray.config import BackboneConfig
+from attempt_ray.errors import BackboneError, unknown_name
+
+IGNORED = -100
+"""Label id that stands for padding."""
+
+PACKAGED = Path(__file__).parents[1] / "backbones"
+"""Backbones that ship in the package, one directory each."""
+
+_HUB_NAMES = {
+    **{f"t5-{size}": f"google-t5/t5-{size}" for size in ("small", "base", "large", "3b", "11b")},
+    **{f"t5-v1_1-{size}": f"google/t5-v1_1-{size}" for size in ("small", "base", "large", "xl", "xxl")},
+    **{f"flan-t5-{size}": f"google/flan-t5-{size}" for size in ("small", "base", "large", "xl", "xxl")},
+    **{f"mt5-{size}": f"google/mt5-{size}" for size in ("small", "base", "large", "xl", "xxl")},
+}
+_MODELS: dict[str, Any] = {"t5": T5ForConditionalGeneration, "mt5": MT5ForConditionalGeneration}
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class BackboneIdentity:
+    """What a prompt must have been made for, to be of use on a backbone."""
+
+    name: str
+    """Name it was loaded by: packaged, directory or hub id."""
+    revision: str | None
+    """Hub commit where known, else what was asked for."""
+    weights_sha256: str
+    """Hash of the float32 weights, the same whatever type they are computed in."""
+    tokenizer_sha256: str
+    """Hash of the tokenizer."""
+    width: int
+    """Model width H."""
+    vocabulary: int
+    """Rows V of the embedding matrix."""
+
+    def as_dict(self) -> dict[str, str | int | None]:
+        """Return the fields by name, ready for JSON."""
+        return asdict(self)
+
+
+class Backbone(nn.Module):
+    """A T5-family encoder-decoder with its tokenizer, frozen until `unfreeze`.
+
+    `train()` and `eval()` switch its dropout, although its weights do not move.
+
+    Attributes:
+        identity: Name, hashes and sizes.
+        model: The transformers model.
+        tokenizer: Its tokenizer.
+        width: Model width H.
+        pad_id: Token id of padding, which also starts every answer.
+    """
+
+    def __init__(
+        self,
+        model: T5ForConditionalGeneration | MT5ForConditionalGeneration,
+        tokenizer: Any,
+        identity: BackboneIdentity,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.tokenizer = tokenizer
+        self.identity = identity
+        self.width = identity.width
+        self.pad_id = _pad_id(model)
+        self._eos_ids = _eos_ids(model)
+        self._own_dropout = {name: p for name, _, p in _dropouts(model)}
+        self.model.requires_grad_(False)
+        self.eval()
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the weights."""
+        return self._embedding().device
+
+    @property
+    def vocabulary_VH(self) -> Tensor:
+        """Embeddings of the tokenizer's tokens, without the rows that only pad the matrix to a round size."""
+        return self._embedding()[: len(self.tokenizer)].detach()
+
+    @property
+    def pad_embedding_H(self) -> Tensor:
+        """Float32 embedding of the padding token."""
+        return self._embedding()[self.pad_id].detach().float()
+
+    def embed(self, input_ids_BT: Tensor) -> Tensor:
+        """Return the raw token embeddings, unscaled and before dropout: X of the paper."""
+        embedded_BTH: Tensor = self.model.shared(input_ids_BT)
+        return embedded_BTH
+
+    def loss(
+        self, prompts_BPH: Tensor | None, embedded_BTH: Tensor, mask_BT: Tensor, labels_BL: Tensor
+    ) -> Tensor:
+        """Return loss_BL: float32 cross-entropy of each label token in nats, 0 where the label is padding.
+
+        The encoder reads [P ; X], where T5's dropout falls on both, and the decoder attends to both (paper section
+        3.2). Positions are those of one sequence: the prompt takes 0 to P - 1.
+
+        Args:
+            prompts_BPH: Instance prompts; None for the plain input.
+            embedded_BTH: Token embeddings as `embed` returns them.
+            mask_BT: True on real tokens.
+            labels_BL: Label ids, padded with -100.
+        """
+        inputs_BTH, mask_BT = self._prepend(prompts_BPH, embedded_BTH, mask_BT)
+        output = self.model(
+            inputs_embeds=inputs_BTH,
+            attention_mask=mask_BT,
+            decoder_input_ids=self.model.prepare_decoder_input_ids_from_labels(labels_BL),
+            use_cache=False,
+        )
+        return _cross_entropy(output.logits, labels_BL)
+
+    @torch.no_grad()
+    def generate(
+        self, prompts_BPH: Tensor | None, embedded_BTH: Tensor, mask_BT: Tensor, *, max_new_tokens: int
+    ) -> Tensor:
+        """Return ids_BL: each row's greedy answer, its end token included, then padding.
+
+        L is the longest answer of the batch, at most `max_new_tokens`. Call in eval mode.
+        """
+        encoded_BTH, mask_BT = self._encode(prompts_BPH, embedded_BTH, mask_BT)
+        eos_ids = torch.tensor(self._eos_ids, device=mask_BT.device)
+        last_B = torch.full((len(mask_BT),), self._start_id(), device=mask_BT.device)
+        open_B = torch.ones_like(last_B, dtype=torch.bool)
+        cache = None
+        answer: list[Tensor] = []
+        for _ in range(max_new_tokens):
+            output = self.model(
+                encoder_outputs=BaseModelOutput(encoded_BTH),
+                attention_mask=mask_BT,
+                decoder_input_ids=last_B[:, None],
+                past_key_values=cache,
+                use_cache=True,
+            )
+            cache = output.past_key_values
+            last_B = output.logits[:, -1].argmax(dim=-1).where(open_B, self.pad_id)
+            answer.append(last_B)
+            open_B = open_B & ~torch.isin(last_B, eos_ids)
+            if not open_B.any():
+                break
+        return torch.stack(answer, dim=1)
+
+    @torch.no_grad()
+    def score_labels(
+        self, prompts_BPH: Tensor | None, embedded_BTH: Tensor, mask_BT: Tensor, candidates_CL: Tensor
+    ) -> Tensor:
+        """Return logprob_BC: log probability in nats of each candidate answer, its end token included.
+
+        The encoder reads each row once; the decoder reads all candidates of all rows in one pass. Call in eval mode.
+
+        Args:
+            prompts_BPH: Instance prompts; None for the plain input.
+            embedded_BTH: Token embeddings as `embed` returns them.
+            mask_BT: True on real tokens.
+            candidates_CL: Token ids of the candidates, padded with -100; see `encode_candidates`.
+        """
+        encoded_BTH, mask_BT = self._encode(prompts_BPH, embedded_BTH, mask_BT)
+        num_rows, num_candidates = len(mask_BT), len(candidates_CL)
+        labels_BL = candidates_CL.to(mask_BT.device).repeat(
+            num_rows, 1
+        )  # B here: a row's candidates, row after row
+        output = self.model(
+            encoder_outputs=BaseModelOutput(encoded_BTH.repeat_interleave(num_candidates, dim=0)),
+            attention_mask=mask_BT.repeat_interleave(num_candidates, dim=0),
+            decoder_input_ids=self.model.prepare_decoder_input_ids_from_labels(labels_BL),
+            use_cache=False,
+        )
+        return -_cross_entropy(output.logits, labels_BL).sum(dim=-1).view(num_rows, num_candidates)
+
+    def encode_candidates(self, answers: Sequence[str]) -> Tensor:
+        """Return candidates_CL: the answers' token ids with their end token, padded with -100."""
+        rows = [self.encode(answer) for answer in answers]
+        candidates_CL = torch.full((len(rows), max(map(len, rows))), IGNORED)
+        for index, ids in enumerate(rows):
+            candidates_CL[index, : len(ids)] = torch.tensor(ids)
+        return candidates_CL.to(self.device)
+
+    def encode(self, text: str) -> list[int]:
+        """Return a text's token ids, the end token last."""
+        ids = list(self.tokenizer(text).input_ids)
+        return ids if ids and ids[-1] in self._eos_ids else [*ids, self._eos_ids[0]]
+
+    def decode(self, ids_BL: Tensor) -> list[str]:
+        """Return each row's text without special tokens or outer blanks."""
+        texts: list[str] = self.tokenizer.batch_decode(ids_BL.tolist(), skip_special_tokens=True)
+        return [text.strip() for text in texts]
+
+    def set_dropout(self, probability: float | None) -> None:
+        """Set every dropout of the model, those inside attention included; None restores the model's own."""
+        for name, module, _ in _dropouts(self.model):
+            p = self._own_dropout[name] if probability is None else probability
+            if isinstance(module, nn.Dropout):
+                module.p = p
+            else:
+                module.dropout = p
+
+    def unfreeze(self) -> None:
+        """Let all weights train, for full fine-tuning; `identity` keeps naming the weights as loaded."""
+        self.model.requires_grad_(True)
+
+    def fingerprint(self) -> str:
+        """Return the SHA-256 of the weights as they are now; equal before and after a run that left them alone.
+
+        With float32 weights it equals `identity.weights_sha256`.
+        """
+        return weights_sha256(self.model)
+
+    def _embedding(self) -> Tensor:
+        weight: Tensor = self.model.shared.weight
+        return weight
+
+    def _start_id(self) -> int:
+        start = self.model.config.decoder_start_token_id
+        return self.pad_id if start is None else int(start)
+
+    def _prepend(
+        self, prompts_BPH: Tensor | None, embedded_BTH: Tensor, mask_BT: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        if prompts_BPH is None:
+            return embedded_BTH, mask_BT
+        inputs_BTH = torch.cat([prompts_BPH.to(embedded_BTH.dtype), embedded_BTH], dim=1)
+        return inputs_BTH, torch.cat([mask_BT.new_ones(prompts_BPH.shape[:2]), mask_BT], dim=1)
+
+    def _encode(
+        self, prompts_BPH: Tensor | None, embedded_BTH: Tensor, mask_BT: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        inputs_BTH, mask_BT = self._prepend(prompts_BPH, embedded_BTH, mask_BT)
+        encoded_BTH: Tensor = self.model.encoder(
+            inputs_embeds=inputs_BTH, attention_mask=mask_BT
+        ).last_hidden_state
+        return encoded_BTH, mask_BT
+
+
+def load_backbone(config: BackboneConfig, device: str | torch.device = "cpu") -> Backbone:
+    """Load a backbone: one that ships in the package, a local directory in transformers layout, or a hub id.
+
+    Weights are read from safetensors alone, hashed in float32, and only then cast to `config.dtype`.
+
+    Raises:
+        BackboneError: The name is not known, the directory or hub repository cannot be read, or it does not hold a
+            whole T5-family model with its tokenizer.
+    """
+    name, place = _resolve(config.name)
+    try:
+        described = AutoConfig.from_pretrained(place, revision=config.revision)
+        if described.model_type not in _MODELS:
+            raise BackboneError(
+                f"backbone '{name}' is a '{described.model_type}' model; wanted one of the T5 family "
+                f"({', '.join(_MODELS)}), such as google-t5/t5-base or google/flan-t5-base"
+            )
+        tokenizer = AutoTokenizer.from_pretrained(place, revision=config.revision)
+        model, report = _MODELS[described.model_type].from_pretrained(
+            place,
+            config=described,
+            revision=config.revision,
+            dtype=torch.float32,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        if isinstance(error, BackboneError):
+            raise
+        raise BackboneError(_unreadable(name, place, error)) from error
+    _check_whole(name, model, tokenizer, lacking=[*report["missing_keys"], *report["mismatched_keys"]])
+    identity = BackboneIdentity(
+        name=name,
+        revision=getattr(described, "_commit_hash", None) or config.revision,
+        weights_sha256=weights_sha256(model),
+        tokenizer_sha256=tokenizer_sha256(tokenizer),
+        width=model.config.d_model,
+        vocabulary=model.shared.weight.shape[0],
+    )
+    return Backbone(model.to(device=device, dtype=_DTYPES[config.dtype]), tokenizer, identity)
+
+
+def check_prompt(
+    name: str, *, shape: Sequence[int], made_for: Mapping[str, Any], backbone: BackboneIdentity
+) -> None:
+    """Refuse a prompt that was made for another backbone.
+
+    Args:
+        name: What to call the prompt in the message, such as its bank reference.
+        shape: The prompt's shape, wanted as [P, H].
+        made_for: Backbone facts of its manifest: `name`, `width`, `weights_sha256` and `tokenizer_sha256`; a fact
+            that is missing is not checked.
+        backbone: The backbone it is to be used on.
+
+    Raises:
+        BackboneError: Width, weights or tokenizer differ.
+    """
+    theirs = f"backbone '{made_for.get('name', 'unknown')}'"
+    if len(shape) != 2 or shape[1] != backbone.width:
+        raise BackboneError(
+            f"prompt {name} has shape {list(shape)} (made for {theirs}); backbone '{backbone.name}' wants width "
+            f"{backbone.width}; load the backbone it was made for or train it anew"
+        )
+    for fact, word in (("weights_sha256", "weights"), ("tokenizer_sha256", "tokenizer")):
+        got, wanted = made_for.get(fact), getattr(backbone, fact)
+        if got is not None and got != wanted:
+            raise BackboneError(
+                f"prompt {name} was made for {theirs} with {word} {got[:12]}; backbone '{backbone.name}' has {word} "
+                f"{wanted[:12]}; load the backbone it was made for or train it anew"
+            )
+
+
+def weights_sha256(model: nn.Module) -> str:
+    """Return the SHA-256 over name, type, shape and bytes of every weight in order of name, tied weights once."""
+    digest = hashlib.sha256()
+    for name, weight in sorted(
+        [*model.named_parameters(), *_persistent_buffers(model)], key=lambda pair: pair[0]
+    ):
+        stored = weight.detach().cpu().contiguous()
+        digest.update(json.dumps([name, str(stored.dtype), list(stored.shape)]).encode())
+        digest.update(stored.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def tokenizer_sha256(tokenizer: Any) -> str:
+    """Return the SHA-256 of what decides a tokenizer's output: its pipeline, or its vocabulary where it has none."""
+    pipeline = getattr(tokenizer, "backend_tokenizer", None)
+    facts: dict[str, Any] = {"special": sorted(map(str, tokenizer.all_special_tokens))}
+    if pipeline is not None:
+        facts["pipeline"] = json.loads(pipeline.to_str())
+        for per_call in ("truncation", "padding"):
+            facts["pipeline"].pop(per_call, None)
+    else:
+        facts["vocabulary"] = tokenizer.get_vocab()
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _resolve(name: str) -> tuple[str, str]:
+    """Return the name to remember and the place to load from."""
+    packaged = sorted(path.name for path in PACKAGED.glob("*") if (path / "config.json").is_file())
+    if name in packaged:
+        return name, str(PACKAGED / name)
+    directory = Path(name).expanduser()
+    if directory.is_dir():
+        return name, str(directory)
+    if name in _HUB_NAMES:
+        return _HUB_NAMES[name], _HUB_NAMES[name]
+    if directory.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+        raise BackboneError(
+            f"no directory '{name}' to load a backbone from; give a directory, a hub id or 'nano'"
+        )
+    if "/" not in name:
+        raise BackboneError(unknown_name("backbone", name, {"nano", *packaged, *_HUB_NAMES}))
+    return name, name
+
+
+def _unreadable(name: str, place: str, error: Exception) -> str:
+    reason = " ".join(str(error).split())
+    if Path(place).is_dir():
+        return (
+            f"backbone directory '{name}' cannot be read: {reason}; wanted config.json, model.safetensors and the "
+            "tokenizer's files, as save_pretrained writes them"
+        )
+    return (
+        f"backbone '{name}' cannot be loaded from the hub: {reason}; check the name, revision and connection, or give "
+        "a local directory with config.json, model.safetensors and the tokenizer, or use backbone.name=nano"
+    )
+
+
+def _check_whole(name: str, model: nn.Module, tokenizer: Any, *, lacking: Iterable[Any]) -> None:
+    missing = sorted(str(key) for key in lacking)
+    if missing:
+        raise BackboneError(
+            f"backbone '{name}' lacks {len(missing)} of its weights, '{missing[0]}' first; "
+            "wanted a whole checkpoint; download or save it again"
+        )
+    rows = model.get_parameter("shared.weight").shape[0]
+    if len(tokenizer) > rows:
+        raise BackboneError(
+            f"backbone '{name}' embeds {rows} tokens but its tokenizer has {len(tokenizer)}; "
+            "save model and tokenizer from the same checkpoint"
+        )
+
+
+def _persistent_buffers(model: nn.Module) -> list[tuple[str, Tensor]]:
+    kept = model.state_dict().keys()
+    return [(name, buffer) for name, buffer in model.named_buffers() if name in kept]
+
+
+def _dropouts(model: nn.Module) -> list[tuple[str, Any, float]]:
+    """Return name, module and probability of all dropouts: modules, and T5's attention, which keeps a bare number."""
+    found: list[tuple[str, Any, float]] = []
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Dropout):
+            found.append((name, module, module.p))
+        elif isinstance(getattr(module, "dropout", None), float | int):
+            found.append((name, module, float(module.dropout)))
+    return found
+
+
+def _cross_entropy(logits_BLV: Tensor, labels_BL: Tensor) -> Tensor:
+    loss = nn.functional.cross_entropy(
+        logits_BLV.flatten(0, 1).float(), labels_BL.flatten(), ignore_index=IGNORED, reduction="none"
+    )
+    return loss.view(labels_BL.shape)
+
+
+def _pad_id(model: T5ForConditionalGeneration | MT5ForConditionalGeneration) -> int:
+    pad = model.config.pad_token_id
+    return 0 if pad is None else int(pad)
+
+
+def _eos_ids(model: T5ForConditionalGeneration | MT5ForConditionalGeneration) -> tuple[int, ...]:
+    eos = model.config.eos_token_id
+    return tuple(eos) if isinstance(eos, list) else (1 if eos is None else int(eos),)

@@ -1,0 +1,176 @@
+"""The Ray cluster a pool runs on: a private local one, or one to join.
+
+Nothing else in the library starts, joins or stops Ray, or reads an environment variable for it.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from attempt_ray.config import ClusterConfig
+from attempt_ray.errors import ClusterError
+
+_OBJECT_STORE_BYTES = 100 * 2**20
+"""The pool sends configs and reports only; Ray's default is a third of the memory."""
+
+_QUIET = {
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # A Train controller looks after its workers every 2 s by default; a pool of short runs should not wait for it.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+}
+
+
+@contextmanager
+def connected(cluster: ClusterConfig) -> Iterator[Path]:
+    """Hold a connection to the cluster that `cluster` describes, and yield a directory for Ray Train's own files.
+
+    A private cluster listens with a token that only this process and its children know, writes below a temporary
+    directory, and is gone with both when the block ends. Where Ray is already connected, that connection is used
+    and left as it is.
+
+    Raises:
+        ClusterError: The cluster cannot be reached, or can never give what is asked.
+    """
+    # Unix sockets live below this directory and their paths may have 107 bytes: keep it short.
+    scratch = Path(tempfile.mkdtemp(prefix="att-", dir="/tmp" if Path("/tmp").is_dir() else None))  # noqa: S108
+    ours = not ray.is_initialized()
+    try:
+        with _environment(_QUIET | (_private_token() if ours and cluster.address is None else {})):
+            if ours:
+                _connect(cluster, scratch)
+            try:
+                check_resources(cluster)
+                yield scratch
+            finally:
+                if ours:
+                    ray.shutdown()
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def check_resources(cluster: ClusterConfig) -> None:
+    """Refuse what the connected cluster can never give: Ray itself would wait for it without end.
+
+    Raises:
+        ClusterError: The nodes together have too few CPUs or GPUs for `cluster.workers` workers.
+    """
+    fits = 0
+    for node in ray.nodes():
+        if node["Alive"]:
+            fits += min(_fits(node["Resources"], "CPU", cluster.cpus_per_worker), cluster.workers)
+    if fits < cluster.workers:
+        raise ClusterError(_too_few("CPU", cluster.cpus_per_worker, cluster.workers, fits))
+    if cluster.gpus_per_worker:
+        gpus = sum(
+            _fits(node["Resources"], "GPU", cluster.gpus_per_worker) for node in ray.nodes() if node["Alive"]
+        )
+        if gpus < cluster.workers:
+            raise ClusterError(_too_few("GPU", cluster.gpus_per_worker, cluster.workers, gpus))
+
+
+def check_shared(directory: Path) -> None:
+    """Refuse a directory that some node of the connected cluster does not see.
+
+    Raises:
+        ClusterError: A node would write its runs to a disk of its own.
+    """
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    if len(alive) == 1:
+        return
+    directory.mkdir(parents=True, exist_ok=True)
+    marker = directory.absolute() / f".seen-{secrets.token_hex(4)}"
+    marker.touch()
+    try:
+        seen = {
+            node["NodeManagerAddress"]: ray.remote(_exists)
+            .options(
+                num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            )
+            .remote(str(marker))
+            for node in alive
+        }
+        blind = [address for address, answer in seen.items() if not ray.get(answer)]
+    finally:
+        marker.unlink(missing_ok=True)
+    if blind:
+        raise ClusterError(
+            f"{directory} is not on a disk that every node shares: {', '.join(blind)} cannot see it; "
+            "set runs and bank to a shared directory"
+        )
+
+
+def _exists(path: str) -> bool:
+    return Path(path).exists()
+
+
+def _connect(cluster: ClusterConfig, scratch: Path) -> None:
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    if cluster.address is None:
+        # "local" matters: without it Ray joins any cluster that happens to run on the machine.
+        options |= {
+            "address": "local",
+            "num_cpus": _cores(cluster),
+            "include_dashboard": False,
+            "object_store_memory": _OBJECT_STORE_BYTES,
+            "_temp_dir": str(scratch),
+        }
+    else:
+        options["address"] = cluster.address
+    try:
+        ray.init(**options)
+    except (OSError, RuntimeError, ValueError) as error:
+        where = cluster.address or "a private local cluster"
+        reason = " ".join(str(error).split())[:300]
+        raise ClusterError(f"cannot reach Ray at {where}: {reason}; check cluster.address") from error
+
+
+def _cores(cluster: ClusterConfig) -> int:
+    """Return the CPUs of this machine that the process may use, refusing what cannot fit before Ray is started."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    fits = _fits({"CPU": cores}, "CPU", cluster.cpus_per_worker)
+    if fits < cluster.workers:
+        raise ClusterError(_too_few("CPU", cluster.cpus_per_worker, cluster.workers, fits))
+    return cores
+
+
+def _fits(resources: Mapping[str, float], kind: str, each: float) -> int:
+    return int(resources.get(kind, 0.0) / each + 1e-9)
+
+
+def _too_few(kind: str, each: float, workers: int, fits: int) -> str:
+    fix = (
+        f"--set cluster.workers={fits}"
+        if fits
+        else f"lower cluster.{kind.lower()}s_per_worker or join more nodes"
+    )
+    return f"{workers} workers of {each:g} {kind} each do not fit: there is room for {fits}; {fix}"
+
+
+def _private_token() -> dict[str, str]:
+    """Return the settings that keep other users of the machine out of a private cluster."""
+    if "RAY_AUTH_MODE" in os.environ:
+        return {}
+    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+
+
+@contextmanager
+def _environment(settings: Mapping[str, str]) -> Iterator[None]:
+    """Hold environment variables, leaving those that are already set as they are."""
+    added = [name for name in settings if name not in os.environ]
+    os.environ.update({name: settings[name] for name in added})
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)

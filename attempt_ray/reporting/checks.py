@@ -1,0 +1,125 @@
+"""What keeps runs from being laid side by side, and what a reader of their numbers must be told."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+
+from attempt_ray.reporting.runs import Run
+
+WANTED_SEEDS = 3
+"""Fewest seeds whose spread means something (notes on the paper: it reports none)."""
+
+
+def newest(runs: Iterable[Run]) -> tuple[tuple[Run, ...], tuple[str, ...]]:
+    """Return one run for each method, task and seed, the one that finished last, and what was left out.
+
+    Several runs of one method on one task with one seed differ in config or data; they are no repetitions of
+    each other, so a mean over them would mean nothing.
+    """
+    kept: list[Run] = []
+    notes: list[str] = []
+    winners: dict[tuple[str, str, str, int], Run] = {}
+    for run in sorted(runs, key=lambda run: (-run.finished, run.report.digest)):
+        report = run.report
+        keys = [(report.job, report.label, task, report.seed) for task in report.tasks]
+        newer = next((winners[key] for key in keys if key in winners), None)
+        if newer is not None:
+            notes.append(
+                f"{run.directory.name} was left out: {newer.directory.name} is newer and has the same method, "
+                "task and seed"
+            )
+            continue
+        winners.update(dict.fromkeys(keys, run))
+        kept.append(run)
+    return tuple(sorted(kept, key=lambda run: run.directory)), tuple(sorted(notes))
+
+
+def warnings(runs: Sequence[Run]) -> tuple[str, ...]:
+    """Return what a reader of a table over `runs` must know, one sentence each, in a fixed order."""
+    return (*_of_single_runs(runs), *_of_comparisons(runs), *_of_seeds(runs))
+
+
+def _of_single_runs(runs: Sequence[Run]) -> list[str]:
+    constant: dict[tuple[str, str], list[int]] = defaultdict(list)
+    cold: dict[tuple[str, str], list[int]] = defaultdict(list)
+    found: list[str] = []
+    for run in runs:
+        report = run.report
+        for task in report.tasks:
+            if report.constant_prediction.get(task):
+                constant[report.label, task].append(report.seed)
+        if report.warmup_steps >= report.steps:
+            cold[report.label, "+".join(report.tasks)].append(report.seed)
+        if report.backbone_unchanged is False and report.method != "finetune":
+            found.append(
+                f"{run.directory.name}: the backbone changed during the run, though it is to be frozen"
+            )
+        if run.unreadable_lines:
+            found.append(
+                f"{run.directory.name}: {run.unreadable_lines} unreadable lines of metrics.jsonl skipped"
+            )
+    found += [
+        f"{label} answers {task} with one and the same answer (seeds {_listed(seeds)}): its score is no skill"
+        for (label, task), seeds in constant.items()
+    ]
+    found += [
+        f"{label} on {task}: warm-up never ended (seeds {_listed(seeds)}), the peak learning rate was not reached"
+        for (label, task), seeds in cold.items()
+    ]
+    return found
+
+
+def _of_comparisons(runs: Sequence[Run]) -> list[str]:
+    steps: dict[str, dict[str, set[int]]] = defaultdict(lambda: defaultdict(set))
+    rows: dict[str, set[int]] = defaultdict(set)
+    data: dict[str, set[str]] = defaultdict(set)
+    for run in runs:
+        for task in run.report.tasks:
+            steps[task][run.report.label].add(run.report.steps)
+            rows[task].add(run.test_rows(task))
+            if task in run.report.data_sha256:
+                data[task].add(run.report.data_sha256[task])
+    found = [
+        f"{task}: methods took unequal steps ("
+        + ", ".join(f"{label} {_listed(counts)}" for label, counts in sorted(of_task.items()))
+        + ")"
+        for task, of_task in sorted(steps.items())
+        if len(set().union(*of_task.values())) > 1
+    ]
+    found += [
+        f"{task}: test sets of unequal size ({_listed(counts)})"
+        for task, counts in rows.items()
+        if len(counts) > 1
+    ]
+    found += [
+        f"{task}: runs saw {len(digests)} different data sets"
+        for task, digests in data.items()
+        if len(digests) > 1
+    ]
+    backbones = {run.report.backbone.weights_sha256: run.report.backbone.name for run in runs}
+    if len(backbones) > 1:
+        names = sorted(f"{name} ({sha[:8]})" for sha, name in backbones.items())
+        found.append(f"runs use different backbones: {', '.join(names)}")
+    return found
+
+
+def _of_seeds(runs: Sequence[Run]) -> list[str]:
+    seeds: dict[tuple[str, str], set[int]] = defaultdict(set)
+    for run in runs:
+        for task in run.report.tasks:
+            seeds[run.report.label, task].add(run.report.seed)
+    few: dict[str, dict[int, list[str]]] = defaultdict(lambda: defaultdict(list))
+    for (label, task), of_task in sorted(seeds.items()):
+        if len(of_task) < WANTED_SEEDS:
+            few[label][len(of_task)].append(task)
+    return [
+        f"{label}: {count} {'seed' if count == 1 else 'seeds'} only on {', '.join(tasks)} "
+        f"(at least {WANTED_SEEDS} wanted)"
+        for label, by_count in few.items()
+        for count, tasks in sorted(by_count.items())
+    ]
+
+
+def _listed(values: Iterable[int]) -> str:
+    return ", ".join(str(value) for value in sorted(values))

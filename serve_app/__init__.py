@@ -1,0 +1,1 @@
+"""The deployment that answers requests with prompts of the bank."""
