@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -25,6 +25,9 @@ class Section(BaseModel):
     """A frozen group of knobs that refuses keys it does not know."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+Page = TypeVar("Page", bound=Section)
 
 
 class BackboneConfig(Section):
@@ -223,6 +226,8 @@ class Config(Section):
     """How: full fine-tuning, a soft prompt alone (SPoT: one that starts from a source), or the mixture."""
     tasks: tuple[str, ...] = ()
     """Tasks trained in the run; several share one G in mixed batches."""
+    label: str | None = None
+    """Row of the report's table the run belongs to; None is told from job, method and tasks."""
     seed: int = 42
     """Seed of initialisation, data order and dropout (paper: 42)."""
     device: str = "cpu"
@@ -269,8 +274,105 @@ class Config(Section):
         for section, keys in _CONVENIENCES.items():
             for key in keys:
                 dump[section].pop(key)
+        if self.label is None:
+            # A row of the table is a run of its own, even where it computes what another row does.
+            del dump["label"]
         text = json.dumps({"config": dump, "facts": facts}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+class ShapeConfig(Section):
+    """Shape of a T5 that is pre-trained from nothing. Defaults are the shipped nano's."""
+
+    width: int = Field(default=128, ge=8)
+    """Model width d."""
+    head_width: int = Field(default=32, ge=4)
+    """Width of one attention head."""
+    heads: int = Field(default=4, ge=1)
+    """Attention heads."""
+    feed_forward: int = Field(default=256, ge=8)
+    """Inner width of the feed-forward blocks."""
+    encoder_layers: int = Field(default=4, ge=1)
+    """Encoder blocks."""
+    decoder_layers: int = Field(default=2, ge=1)
+    """Decoder blocks."""
+    activation: Literal["relu", "gated-gelu"] = "relu"
+    """`relu` as in T5 v1.0, `gated-gelu` as in v1.1."""
+    tied: bool = True
+    """Share input embeddings and output head, as T5 v1.0 does."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout while pre-training."""
+
+
+class PretrainPhase(Section):
+    """A stretch of pre-training with a mixture of its own."""
+
+    steps: int = Field(ge=1)
+    """Optimizer steps."""
+    pairs: int = Field(ge=0)
+    """Supervised pairs drawn for the phase (micro-world) or the most kept of each task (real tasks)."""
+    texts: int = Field(ge=0)
+    """Passages to repair drawn for the phase."""
+    told: float = Field(default=0.5, ge=0, le=1)
+    """Micro-world: share of the closed skills' pairs that list the words to answer with."""
+
+
+class PretrainConfig(Section):
+    """How a backbone is made from nothing: span corruption plus a supervised mixture (Raffel et al. 2020)."""
+
+    output: str = "backbones/mine"
+    """Directory that receives the backbone, as save_pretrained writes it, with its recipe.json."""
+    seed: int = 0
+    """Seed of weights, text, corruption and order."""
+    corpus: Literal["microworld", "files"] = "microworld"
+    """The generated micro-world, or `texts` and the training rows of `tasks`."""
+    texts: tuple[str, ...] = ()
+    """Parquet, JSONL or plain-text files, or directories of them, with a `text` column."""
+    tasks: tuple[str, ...] = ()
+    """Tasks whose training rows join the mixture, rendered by their templates; rows come from `data`."""
+    data: DataConfig = DataConfig()
+    """Origin and template choices of `tasks`."""
+    passage_words: int = Field(default=96, ge=8)
+    """Texts are cut into passages of about this many words."""
+    tokenizer: str = "words"
+    """`words` or `unigram` train a vocabulary on the mixture; else a directory or hub id of a T5 tokenizer."""
+    vocabulary_size: int = Field(default=8000, ge=100)
+    """Pieces of a trained `unigram` vocabulary."""
+    sentinels: int = Field(default=10, ge=1, le=100)
+    """Sentinel tokens `<extra_id_0>` and on (T5: 100)."""
+    corruption_rate: float = Field(default=0.15, gt=0, lt=1)
+    """Share of words that are masked (Raffel et al.: 0.15)."""
+    mean_span: float = Field(default=3.0, ge=1)
+    """Mean length of a masked span, in words (Raffel et al.: 3 tokens)."""
+    shape: ShapeConfig = ShapeConfig()
+    """Shape of the model."""
+    phases: tuple[PretrainPhase, ...] = (PretrainPhase(steps=1000, pairs=50_000, texts=10_000),)
+    """Stretches of training, one after the other, under one learning-rate schedule."""
+    batch_tokens: int = Field(default=4096, ge=64)
+    """Input tokens per step, padding counted."""
+    learning_rate: float = Field(default=2e-3, gt=0)
+    """Peak learning rate of AdamW; linear warm-up, then linear decay to 0."""
+    warmup_steps: int = Field(default=200, ge=0)
+    """Steps of linear warm-up."""
+    weight_decay: float = Field(default=0.01, ge=0)
+    """AdamW's decoupled weight decay."""
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    """Gradient norm clip."""
+    checkpoint_steps: int = Field(default=500, ge=1)
+    """Steps between resumable checkpoints."""
+    threads: int | None = Field(default=None, ge=1)
+    """Torch threads; None leaves torch's choice."""
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of all phases."""
+        return sum(phase.steps for phase in self.phases)
+
+    @model_validator(mode="after")
+    def _check_corpus(self) -> PretrainConfig:
+        if self.corpus == "files" and not (self.texts or self.tasks):
+            raise ValueError("corpus 'files' got neither texts nor tasks; give at least one of them")
+        return self
 
 
 _CONVENIENCES = {
@@ -286,13 +388,17 @@ def parse(layers: Iterable[Mapping[str, Any]]) -> Config:
     Raises:
         ConfigError: A key is unknown (with the nearest known one) or a value cannot be used.
     """
+    return _parse(Config, layers)
+
+
+def _parse(page: type[Page], layers: Iterable[Mapping[str, Any]]) -> Page:
     merged: dict[str, Any] = {}
     for layer in layers:
         _merge(merged, layer)
     try:
-        return Config.model_validate(merged)
+        return page.model_validate(merged)
     except ValidationError as error:
-        raise ConfigError(_first_problem(error)) from None
+        raise ConfigError(_first_problem(page, error)) from None
 
 
 def load(paths: Iterable[Path], settings: Iterable[str] = ()) -> Config:
@@ -301,6 +407,19 @@ def load(paths: Iterable[Path], settings: Iterable[str] = ()) -> Config:
     Raises:
         ConfigError: A file is missing or not a YAML mapping, a setting is malformed, or a key or value is refused.
     """
+    return parse(_layers(paths, settings))
+
+
+def load_pretrain(paths: Iterable[Path], settings: Iterable[str] = ()) -> PretrainConfig:
+    """Read a pre-training page as `load` reads a run's.
+
+    Raises:
+        ConfigError: As for `load`.
+    """
+    return _parse(PretrainConfig, _layers(paths, settings))
+
+
+def _layers(paths: Iterable[Path], settings: Iterable[str]) -> list[Mapping[str, Any]]:
     layers: list[Mapping[str, Any]] = []
     for path in paths:
         try:
@@ -313,7 +432,7 @@ def load(paths: Iterable[Path], settings: Iterable[str] = ()) -> Config:
             raise ConfigError(f"{path} holds {type(content).__name__}; wanted a mapping of config keys")
         layers.append(content)
     layers.extend(_setting(text) for text in settings)
-    return parse(layers)
+    return layers
 
 
 def _setting(text: str) -> Mapping[str, Any]:
@@ -342,13 +461,13 @@ def _merge(into: dict[str, Any], layer: Mapping[str, Any]) -> None:
 _WHOLE = ("parents", "prior_groups")  # mappings that a later layer replaces whole
 
 
-def _first_problem(error: ValidationError) -> str:
-    problem = error.errors()[0]
+def _first_problem(page: type[Section], error: ValidationError) -> str:
+    problem = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")
     path = [str(part) for part in problem["loc"]]
     if problem["type"] == "extra_forbidden":
-        section: Any = Config
-        for part in path[:-1]:
-            section = section.model_fields[part].annotation
+        section: Any = page
+        for part in problem["loc"][:-1]:
+            section = get_args(section)[0] if isinstance(part, int) else section.model_fields[part].annotation
         where = f"config key in [{'.'.join(path[:-1])}]" if path[:-1] else "config key"
         return unknown_name(where, path[-1], section.model_fields)
     message = problem["msg"].removeprefix("Value error, ")

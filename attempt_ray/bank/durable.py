@@ -60,6 +60,7 @@ def write_durably(path: Path, data: bytes) -> None:
     with storage_errors(f"write {path}", where=path.parent, needed=len(data)):
         try:
             write_new(temporary, data)
+            _sync(temporary, os.O_RDONLY)
             temporary.replace(path)
         except BaseException:
             temporary.unlink(missing_ok=True)
@@ -68,12 +69,10 @@ def write_durably(path: Path, data: bytes) -> None:
 
 
 def write_new(path: Path, data: bytes) -> None:
-    """Write and fsync a file that must not exist yet; its name is durable once its directory is synced."""
+    """Write a file that must not exist yet; it is not durable until it is synced."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644)
     with os.fdopen(descriptor, "wb") as file:
         file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def commit_directory(temporary: Path, final: Path) -> None:
@@ -88,7 +87,7 @@ def commit_directory(temporary: Path, final: Path) -> None:
     with storage_errors(f"commit {final}", where=final.parent):
         for directory, _, files in os.walk(temporary, topdown=False):
             for name in files:
-                _sync(Path(directory, name), os.O_RDONLY)
+                _sync(Path(directory, name), os.O_RDONLY | os.O_NOFOLLOW)
             sync_directory(Path(directory))
         if os.path.lexists(final):
             _refuse(final)
@@ -177,7 +176,7 @@ def _refuse(final: Path) -> NoReturn:
 
 
 def _sync(path: Path, flags: int) -> None:
-    descriptor = os.open(path, flags | os.O_NOFOLLOW)
+    descriptor = os.open(path, flags)
     try:
         os.fsync(descriptor)
     finally:

@@ -49,10 +49,13 @@ class LocalStorage:
         directory, _, name = path.rpartition("/")
         with storage_errors(f"read {self.place(path)}"), self._opened(directory) as parent:
             descriptor = self._open(name, os.O_RDONLY | os.O_NONBLOCK, parent=parent, path=path)
-            with os.fdopen(descriptor, "rb") as file:
+            try:
                 if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                     raise IntegrityError(_not_plain(self.place(path)))
-                data = file.read(limit + 1)
+                with os.fdopen(descriptor, "rb", closefd=False) as file:
+                    data = file.read(limit + 1)
+            finally:
+                os.close(descriptor)
         if len(data) > limit:
             raise IntegrityError(
                 f"{self.place(path)} is larger than the {limit:,} bytes it can be; restore or remove it"
@@ -62,9 +65,12 @@ class LocalStorage:
     def entries(self, path: str) -> list[Entry]:
         """List a directory; see `Storage.entries`."""
         try:
-            with storage_errors(f"list {self.place(path)}"), self._opened(path) as descriptor:
-                with os.scandir(descriptor) as found:
-                    return sorted(_entry(item) for item in found)
+            with (
+                storage_errors(f"list {self.place(path)}"),
+                self._opened(path) as descriptor,
+                os.scandir(descriptor) as found,
+            ):
+                return sorted(_entry(item) for item in found)
         except FileNotFoundError:
             return []
 
@@ -72,9 +78,11 @@ class LocalStorage:
         """Commit by temporary directory, fsync and rename; see `Storage.commit`."""
         final = self.root / path
         needed = sum(map(len, files.values()))
-        with storage_errors(f"publish {final}", where=self.root, needed=needed):
-            made = self._make_directories(path.rpartition("/")[0])
-            temporary = final.with_name(temporary_name(final.name))
+        temporary = final.with_name(temporary_name(final.name))
+        with (
+            storage_errors(f"publish {final}", where=self.root, needed=needed),
+            self._made(path.rpartition("/")[0]),
+        ):
             try:
                 temporary.mkdir()
                 for name, data in files.items():
@@ -82,15 +90,14 @@ class LocalStorage:
                 commit_directory(temporary, final)
             except BaseException:
                 shutil.rmtree(temporary, ignore_errors=True)
-                for directory in reversed(made):
-                    with suppress(OSError):
-                        directory.rmdir()
                 raise
 
     def replace(self, path: str, data: bytes) -> None:
         """Replace a file durably; see `Storage.replace`."""
-        with storage_errors(f"write {self.place(path)}", where=self.root, needed=len(data)):
-            self._make_directories(path.rpartition("/")[0])
+        with (
+            storage_errors(f"write {self.place(path)}", where=self.root, needed=len(data)),
+            self._made(path.rpartition("/")[0]),
+        ):
             write_durably(self.root / path, data)
 
     @contextmanager
@@ -101,8 +108,7 @@ class LocalStorage:
             StorageError: Another writer held it for `LOCK_SECONDS`.
         """
         place = self.root / LOCK
-        with storage_errors(f"lock {place}", where=self.root):
-            self._make_directories("")
+        with storage_errors(f"lock {place}", where=self.root), self._made(""):
             descriptor = os.open(place, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
         try:
             deadline = time.monotonic() + LOCK_SECONDS
@@ -117,13 +123,15 @@ class LocalStorage:
         finally:
             os.close(descriptor)
 
+    def sweep(self, path: str) -> None:
+        """Remove temporaries; see `Storage.sweep`."""
+        with storage_errors(f"clean {self.place(path)}"):
+            remove_temporaries(self._inside(path)[-1])
+
     def settle(self, path: str) -> None:
-        """Sync and sweep a directory; see `Storage.settle`."""
-        directory = self.root / path
-        with storage_errors(f"clean {directory}"):
-            if self._inside(path)[-1].is_dir():
-                remove_temporaries(directory)
-                sync_directory(directory)
+        """Sync a directory; see `Storage.settle`."""
+        with storage_errors(f"sync {self.place(path)}"):
+            sync_directory(self._inside(path)[-1])
 
     @contextmanager
     def _opened(self, path: str) -> Iterator[int]:
@@ -146,19 +154,26 @@ class LocalStorage:
                 raise IntegrityError(_not_plain(self.place(path))) from None
             raise
 
-    def _make_directories(self, path: str) -> list[Path]:
-        """Create what is missing of the root and a directory below it; return what was created, outermost first."""
-        made = []
-        for directory in [*reversed(self.root.parents), self.root, *self._inside(path)]:
-            if directory.exists():
-                continue
-            try:
-                directory.mkdir(exist_ok=True)
-            except FileExistsError:
-                raise IntegrityError(_not_plain(str(directory))) from None
-            sync_directory(directory.parent)
-            made.append(directory)
-        return made
+    @contextmanager
+    def _made(self, path: str) -> Iterator[None]:
+        """Create what is missing of the root and a directory below it; take that back where the block fails."""
+        made: list[Path] = []
+        try:
+            for directory in [*reversed(self.root.parents), self.root, *self._inside(path)]:
+                if directory.exists():
+                    continue
+                try:
+                    directory.mkdir(exist_ok=True)
+                except FileExistsError:
+                    raise IntegrityError(_not_plain(str(directory))) from None
+                made.append(directory)
+                sync_directory(directory.parent)
+            yield
+        except BaseException:
+            for directory in reversed(made):
+                with suppress(OSError):
+                    directory.rmdir()
+            raise
 
     def _inside(self, path: str) -> list[Path]:
         """Return the directories from the root, not counted, down to `path`, none of them a link."""

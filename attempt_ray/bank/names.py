@@ -82,8 +82,8 @@ def check_kind(kind: Any) -> Kind:
         BankError: It is not.
     """
     if kind not in KINDS:
-        raise BankError(unknown_name("kind of prompt", ascii(kind)[1:65].rstrip("'"), KINDS))
-    return cast(Kind, kind)
+        raise BankError(unknown_name("kind of prompt", _shown(kind).strip("'"), KINDS))
+    return cast("Kind", kind)
 
 
 def is_name(text: str) -> bool:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import pyarrow
-from pyarrow import fs
+from pyarrow import ArrowException, fs
 
 from attempt_ray.bank.local import LocalStorage
 from attempt_ray.bank.remote import RemoteStorage
@@ -23,13 +22,13 @@ def open_storage(uri: Any) -> Storage:
         BankError: It is neither.
     """
     if not isinstance(uri, str) or not uri.strip() or "\0" in uri:
-        raise BankError(f"got {ascii(uri)} as the bank; wanted {_WANTED}")
+        raise BankError(f"got {uri!a} as the bank; wanted {_WANTED}")
     scheme, separator, _ = uri.partition("://")
     if not separator:
         return LocalStorage(Path(uri).expanduser())
     try:
         filesystem, path = fs.FileSystem.from_uri(uri)
-    except (pyarrow.ArrowException, ValueError, OSError, ImportError) as error:
+    except (ArrowException, ValueError, OSError, ImportError) as error:
         # A URI may hold a password; pyarrow's words repeat it.
         reason = f": {' '.join(str(error).split())}" if "@" not in uri and "?" not in uri else ""
         raise BankError(f"cannot open the bank's '{scheme}' URI{reason}; wanted {_WANTED}") from None

@@ -17,8 +17,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Literal
 
-import pyarrow
-from pyarrow import fs
+from pyarrow import ArrowException, fs
 
 from attempt_ray.bank.durable import storage_errors
 from attempt_ray.bank.storage import Entry
@@ -97,8 +96,11 @@ class RemoteStorage:
         """Do nothing: object stores have no locks."""
         yield
 
+    def sweep(self, path: str) -> None:
+        """Do nothing: what lacks its last file does not exist, and may be another writer's work."""
+
     def settle(self, path: str) -> None:
-        """Do nothing: a completed write is durable, and what lacks its last file does not exist."""
+        """Do nothing: a completed write is durable."""
 
     def _full(self, path: str) -> str:
         return f"{self.root}/{path}".rstrip("/")
@@ -108,7 +110,7 @@ class RemoteStorage:
             stream.write(data)
 
     def _remove(self, path: str) -> None:
-        with suppress(OSError, pyarrow.ArrowException):
+        with suppress(OSError, ArrowException):
             self.filesystem.delete_file(self._full(path))
 
 
@@ -124,7 +126,7 @@ def _refusals(what: str, *, needed: int | None = None) -> Iterator[None]:
     with storage_errors(what, needed=needed):
         try:
             yield
-        except pyarrow.ArrowException as error:
+        except ArrowException as error:
             if isinstance(error, OSError):
                 raise
             raise OSError(str(error)) from error

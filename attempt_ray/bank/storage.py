@@ -1,4 +1,4 @@
-"""What the bank needs of a place to keep files: seven operations, so that every place obeys the same rules.
+"""What the bank needs of a place to keep files: few operations, under rules that every place obeys.
 
 Paths are relative, with ``/``, and made of names from `attempt_ray.bank.names`; ``""`` is the root.
 """
@@ -52,5 +52,8 @@ class Storage(Protocol):
     def lock(self) -> AbstractContextManager[None]:
         """Keep other writers out, where the place can."""
 
+    def sweep(self, path: str) -> None:
+        """Remove from a directory what killed writers left; call it under the lock."""
+
     def settle(self, path: str) -> None:
-        """Make the names in a directory durable and remove what killed writers left; call it under the lock."""
+        """Make the names in a directory durable, which the writer of the latest may have been killed before."""

@@ -110,8 +110,9 @@ class Bank:
                 raise BankError(unknown_name(f"alias of {wanted.kind}/{wanted.name}", wanted.alias, current))
             number = current.get(wanted.alias or CHAMPION, known[-1])
         if number not in known:
-            versions = (f"v{each}" for each in known)
-            raise BankError(unknown_name(f"version of {wanted.kind}/{wanted.name}", f"v{number}", versions))
+            raise BankError(
+                f"no version v{number} of {wanted.kind}/{wanted.name}; the newest is v{known[-1]}"
+            )
         return Version(wanted.kind, wanted.name, number)
 
     def load(self, reference: str) -> Loaded:
@@ -272,9 +273,10 @@ class Bank:
         """Commit a version under the next free number, whatever number its manifest has now."""
         kind, name = manifest.kind, manifest.name
         with self._storage.lock():
-            self._storage.settle(f"{kind}/{name}")
+            self._storage.sweep(f"{kind}/{name}")
             same = self._same(manifest)
             if same is not None:
+                self._storage.settle(f"{kind}/{name}")
                 return same
             first = max(taken_numbers(self._storage, kind, name), default=0) + 1
             for number in range(first, first + _TRIES):

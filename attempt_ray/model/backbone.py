@@ -183,9 +183,8 @@ class Backbone(nn.Module):
         """
         encoded_BTH, mask_BT = self._encode(prompts_BPH, embedded_BTH, mask_BT)
         num_rows, num_candidates = len(mask_BT), len(candidates_CL)
-        labels_BL = candidates_CL.to(mask_BT.device).repeat(
-            num_rows, 1
-        )  # B here: a row's candidates, row after row
+        # From here on B counts candidates: those of the first row, then those of the second, and so on.
+        labels_BL = candidates_CL.to(mask_BT.device).repeat(num_rows, 1)
         output = self.model(
             encoder_outputs=BaseModelOutput(encoded_BTH.repeat_interleave(num_candidates, dim=0)),
             attention_mask=mask_BT.repeat_interleave(num_candidates, dim=0),

@@ -5,6 +5,7 @@ Nothing else in the library starts, joins or stops Ray, or reads an environment 
 
 from __future__ import annotations
 
+import functools
 import os
 import secrets
 import shutil
@@ -23,6 +24,7 @@ from attempt_ray.errors import ClusterError
 _OBJECT_STORE_BYTES = 100 * 2**20
 """The pool sends configs and reports only; Ray's default is a third of the memory."""
 
+_AUTH_MODE = "RAY_AUTH_MODE"
 _QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -46,7 +48,7 @@ def connected(cluster: ClusterConfig) -> Iterator[Path]:
     scratch = Path(tempfile.mkdtemp(prefix="att-", dir="/tmp" if Path("/tmp").is_dir() else None))  # noqa: S108
     ours = not ray.is_initialized()
     try:
-        with _environment(_QUIET | (_private_token() if ours and cluster.address is None else {})):
+        with _environment(_QUIET | (_locked() if ours and cluster.address is None else {})):
             if ours:
                 _connect(cluster, scratch)
             try:
@@ -157,18 +159,26 @@ def _too_few(kind: str, each: float, workers: int, fits: int) -> str:
     return f"{workers} workers of {each:g} {kind} each do not fit: there is room for {fits}; {fix}"
 
 
-def _private_token() -> dict[str, str]:
-    """Return the settings that keep other users of the machine out of a private cluster."""
-    if "RAY_AUTH_MODE" in os.environ:
-        return {}
-    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+@functools.cache
+def _token() -> str:
+    """Return the token of this process's private clusters: one, since Ray remembers the first it has seen."""
+    return secrets.token_hex(32)
+
+
+def _locked() -> dict[str, str]:
+    """Return the settings that keep other users of the machine out of a private cluster.
+
+    Ray itself turns to `token` mode when the mode is not set; a token in the environment keeps it from writing a
+    readable one to the home directory.
+    """
+    return {} if _AUTH_MODE in os.environ else {"RAY_AUTH_TOKEN": _token()}
 
 
 @contextmanager
 def _environment(settings: Mapping[str, str]) -> Iterator[None]:
     """Hold environment variables, leaving those that are already set as they are."""
-    added = [name for name in settings if name not in os.environ]
-    os.environ.update({name: settings[name] for name in added})
+    added = [name for name in (*settings, _AUTH_MODE) if name not in os.environ]
+    os.environ.update({name: value for name, value in settings.items() if name in added})
     try:
         yield
     finally:

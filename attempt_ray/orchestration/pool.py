@@ -91,8 +91,8 @@ def _nobody(event: PoolEvent) -> None:
 def _run_here(study: Study, queue: LeaseQueue, *, work: Work | None) -> None:
     notes = _Local(queue, study)
     while True:
-        for key, config in study.ready():
-            queue.submit(key, config)
+        for key, config, order in study.ready():
+            queue.submit(key, config, order)
         if study.done():
             return
         while (lease := queue.lease(0))["do"] == "run":
@@ -128,11 +128,11 @@ def _run_on_ray(study: Study, cluster: ClusterConfig, *, work: Work | None, scra
     workers.start()
     try:
         while True:
-            for key, config in study.ready():
+            for key, config, order in study.ready():
                 if config["runs"] not in checked:
                     check_shared(Path(config["runs"]).expanduser())
                     checked.add(config["runs"])
-                ray.get(queue.submit.remote(key, config))
+                ray.get(queue.submit.remote(key, config, order))
             left = not workers.is_alive()  # before the last look at the queue, which then misses nothing
             study.take(ray.get(queue.drain.remote()))
             if study.done():

@@ -6,7 +6,7 @@ are JSON-like, and every change of state is an event that the driver collects wi
 
 from __future__ import annotations
 
-from collections import deque
+import heapq
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -20,6 +20,7 @@ class _Entry:
     """One run on its way through the pool."""
 
     config: Facts
+    order: int
     state: State = "waiting"
     rank: int | None = None
     lease: int = 0
@@ -29,10 +30,10 @@ class _Entry:
 
 
 class LeaseQueue:
-    """Leases runs to workers, first come first served, and sets aside those that keep failing.
+    """Leases runs to workers in the order of the study, and sets aside those that keep failing.
 
-    A worker that dies loses its lease: its run is charged with one attempt and goes to the end of the queue. The
-    runs of its neighbours, which Ray Train restarts together with it, are not charged and go to the front.
+    A worker that dies loses its lease, and its run is charged with one attempt. The runs of its neighbours, which
+    Ray Train restarts together with it, wait again without being charged.
 
     Args:
         attempts: Times a run may fail before it is set aside.
@@ -41,21 +42,21 @@ class LeaseQueue:
     def __init__(self, attempts: int) -> None:
         self._attempts = attempts
         self._entries: dict[str, _Entry] = {}
-        self._waiting: deque[str] = deque()
+        self._waiting: list[tuple[int, str]] = []
         self._events: list[dict[str, Any]] = []
         self._leases = 0
         self._ranks: set[int] = set()
         self._closed = False
 
-    def submit(self, key: str, config: Facts) -> None:
-        """Append a run; its key must be new."""
+    def submit(self, key: str, config: Facts, order: int) -> None:
+        """Add a run, its key a new one; of those that wait, the one of the lowest `order` is leased first."""
         if key in self._entries:
             raise ValueError(f"run '{key}' was submitted before; give every run its own key")
-        self._entries[key] = _Entry(config=config)
-        self._waiting.append(key)
+        self._entries[key] = _Entry(config=config, order=order)
+        self._wait(key)
 
     def register(self, rank: int) -> None:
-        """Welcome a worker; what an earlier worker of this rank held waits again, at the front."""
+        """Welcome a worker; what an earlier worker of this rank held waits again."""
         self._ranks.add(rank)
         self._release(rank)
 
@@ -67,7 +68,7 @@ class LeaseQueue:
         """Return `{"do": "run", "key", "lease", "config"}`, or `wait` when nothing waits, or `stop` once closed."""
         if not self._waiting:
             return {"do": "stop" if self._closed else "wait"}
-        key = self._waiting.popleft()
+        _, key = heapq.heappop(self._waiting)
         entry = self._entries[key]
         self._leases += 1
         entry.state, entry.rank, entry.lease = "leased", rank, self._leases
@@ -140,8 +141,7 @@ class LeaseQueue:
         entry.charged += 1
         entry.rank = None
         if retry and entry.charged < self._attempts:
-            entry.state = "waiting"
-            self._waiting.append(key)
+            self._wait(key)
             self._event("retried", key, error=dict(error), attempts=entry.attempts)
         else:
             entry.state = "failed"
@@ -150,8 +150,13 @@ class LeaseQueue:
     def _release(self, rank: int) -> None:
         for key, entry in self._entries.items():
             if entry.state == "leased" and entry.rank == rank:
-                entry.state, entry.rank = "waiting", None
-                self._waiting.appendleft(key)
+                entry.rank = None
+                self._wait(key)
+
+    def _wait(self, key: str) -> None:
+        entry = self._entries[key]
+        entry.state = "waiting"
+        heapq.heappush(self._waiting, (entry.order, key))
 
     def _event(self, event: str, key: str, **facts: Any) -> None:
         self._events.append({"event": event, "key": key, **facts})

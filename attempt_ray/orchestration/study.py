@@ -75,24 +75,24 @@ class Study:
         for job in jobs:
             if unknown := [need for need in job.needs if need not in self._jobs]:
                 raise ValueError(f"job '{job.key}' needs '{unknown[0]}', which is none of the jobs")
-        self._open = list(jobs)
+        self._open = list(enumerate(jobs))
         self._configs: dict[str, Config] = {}
         self._results: dict[str, PoolResult] = {}
         self._on_event = on_event
 
-    def ready(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Yield the key and config of every job whose needs have finished since the last call."""
+    def ready(self) -> Iterator[tuple[str, dict[str, Any], int]]:
+        """Yield key, config and order of every job whose needs have finished since the last call."""
         progressed = True
         while progressed:  # a job that is skipped may settle others
             progressed = False
-            for job in list(self._open):
+            for order, job in list(self._open):
                 if any(need not in self._results for need in job.needs):
                     continue
-                self._open.remove(job)
+                self._open.remove((order, job))
                 progressed = True
                 if (config := self._config(job)) is not None:
                     self._configs[job.key] = config
-                    yield job.key, config.model_dump(mode="json")
+                    yield job.key, config.model_dump(mode="json"), order
 
     def done(self) -> bool:
         """Return whether every job has a result."""

@@ -31,6 +31,7 @@ class TargetWeights:
     weights: Mapping[str, float]
     """By candidate, the target last; they sum to 1. Mean over test instances, then over seeds."""
     entropy_nats: float
+    """Mean over instances of the entropy of each one's weights, then over seeds."""
     uniform_entropy_nats: float
     test_rows: int
     by_seed: Mapping[int, str | None]

@@ -22,6 +22,7 @@ from attempt_ray.reporting.tables import ResultsTable, Row, Spread, method_name,
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.image import AxesImage
 
 Curve = tuple[Sequence[int], Sequence[float]]
 
@@ -45,15 +46,16 @@ def results_chart(table: ResultsTable) -> bytes | None:
     """Return dots of every method on every target, with seeds and spread; None without target runs."""
     if not table.rows:
         return None
-    lines = [*table.columns][::-1]
+    lines = table.columns[::-1]
+    labels = [row.label for row in table.rows]
     shared = table.shared_tasks
     with_mean = len(shared) > 1
-    height = 0.16 * len(table.rows) + 0.22
+    height = (0.16 if len(lines) <= 8 else 0.11) * len(table.rows) + 0.2
     figure = _figure(9.0, 1.9 + height * (len(lines) + with_mean))
     axes = figure.subplots()
     offsets = np.linspace(0.36, -0.36, len(table.rows)) if len(table.rows) > 1 else np.zeros(1)
     for index, row in enumerate(table.rows):
-        colour, marker, _ = _style(row.label, table.rows)
+        colour, marker, _ = _style(row.label, labels)
         spreads: list[Spread | None] = [row.cells.get(column.task) for column in lines]
         if with_mean:
             spreads.append(row.mean(shared))
@@ -70,12 +72,12 @@ def results_chart(table: ResultsTable) -> bytes | None:
                 xerr=spread.std,
                 fmt=marker,
                 color=colour,
-                ms=6,
+                ms=7,
                 mec="white",
                 mew=0.6,
                 elinewidth=1.4,
             )
-        axes.plot([], [], marker, color=colour, ms=6, ls="none", label=method_name(row.label))
+        axes.plot([], [], marker, color=colour, ms=7, ls="none", label=method_name(row.label))
     names = [f"{column.task}\n{column.metric}, n={column.test_rows:,}" for column in lines]
     if with_mean:
         names.append(
@@ -110,27 +112,31 @@ def attention_heatmap(table: AttentionTable) -> bytes | None:
     most = max(len(table.of(label)) for label in table.labels)
     columns = len(table.candidates)
     ceiling = max(max(row.weights.values()) for row in table.rows)
-    panel = 0.62 * columns + 2.2
+    panel = 0.62 * columns + 1.7
     figure = _figure(max(6.5, panel * len(table.labels) + 0.6), 2.3 + 0.38 * most)
     panels = np.atleast_1d(figure.subplots(1, len(table.labels), squeeze=False)[0])
+    images = []
     for axes, label in zip(panels, table.labels, strict=True):
-        _heatmap_panel(axes, table.of(label), table.candidates, ceiling=ceiling)
+        images.append(_heatmap_panel(axes, table.of(label), table.candidates, ceiling=ceiling))
         axes.set_title(method_name(label), fontsize=11, pad=8)
+    bar: Any = figure.colorbar(images[0], ax=list(panels), fraction=0.02, pad=0.02, aspect=30)
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(labelsize=8, length=0)
     seeds = sorted({len(row.by_seed) for row in table.rows})
     framed = any(row.parents for row in table.rows)
     _title(
         figure,
         "What attends to what: mean mixing weight of each candidate prompt",
-        f"mean over all test instances (n at the target's name) and {_count(seeds)}; rows sum to 1; "
-        f"H: entropy in nats (uniform {table.rows[0].uniform_entropy_nats:.2f})"
-        + ("; frame: known true parent" if framed else ""),
+        f"mean over test instances (n in brackets) and {_count(seeds)}; bold: most attended source; "
+        + ("frame: true parent; " if framed else "")
+        + f"H: mean entropy per instance, nats (uniform {table.rows[0].uniform_entropy_nats:.2f})",
     )
     return _png(figure)
 
 
 def _heatmap_panel(
     axes: Axes, rows: Sequence[TargetWeights], candidates: Sequence[str], *, ceiling: float
-) -> None:
+) -> AxesImage:
     from matplotlib.patches import Rectangle
 
     weights = np.array([[row.weights.get(name, np.nan) for name in candidates] for row in rows])
@@ -179,11 +185,7 @@ def _heatmap_panel(
         spine.set_visible(False)
     if TARGET in candidates:
         axes.axvline(len(candidates) - 1.5, color=_GREY, lw=1.2)
-    figure = axes.get_figure()
-    if figure is not None:
-        bar = figure.colorbar(image, ax=axes, fraction=0.03, pad=0.11)
-        bar.outline.set_visible(False)
-        bar.ax.tick_params(labelsize=8, length=0)
+    return image
 
 
 def learning_curves(runs: Iterable[Run]) -> bytes | None:
@@ -202,14 +204,14 @@ def learning_curves(runs: Iterable[Run]) -> bytes | None:
     depth = -(-len(panels) // width)
     figure = _figure(3.1 * width + 0.4, 4.6 + 2.3 * depth)
     grid = figure.add_gridspec(depth + 1, 2 * width, height_ratios=[1.25, *([1.0] * depth)])
-    labels = method_order(run.report.label for run in targets)
+    labels = method_order(run.report.label for run in kept)
     overview = targets or sources
     loss_axes = figure.add_subplot(grid[0, :width])
     dev_axes = figure.add_subplot(grid[0, width:])
     for label, of_label in _by_label(overview):
-        style = _style(label, labels or (label,))
-        _draw(loss_axes, [_binned(run.curve("loss")) for run in of_label], style, name=method_name(label))
-        _draw(dev_axes, [run.curve("dev/mean") for run in of_label], style)
+        style = _style(label, labels)
+        _draw(loss_axes, [_binned(run.curve("loss")) for run in of_label], style, overview=method_name(label))
+        _draw(dev_axes, [run.curve("dev/mean") for run in of_label], style, overview=method_name(label))
     noun = "target" if targets else "source"
     loss_axes.set_title(f"training loss, mean over {noun} runs", fontsize=10)
     dev_axes.set_title(f"dev score (headline), mean over {noun} runs", fontsize=10)
@@ -219,7 +221,7 @@ def learning_curves(runs: Iterable[Run]) -> bytes | None:
         row, column = divmod(index, width)
         axes = figure.add_subplot(grid[row + 1, 2 * column : 2 * column + 2])
         for label, of_label in _by_label(of_task):
-            style = _style(label, labels or (label,))
+            style = _style(label, labels)
             _draw(axes, [_dev_curve(run, task) for run in of_label], style)
         first = of_task[0]
         kind = " (source)" if first.report.job == "source" else ""
@@ -236,8 +238,8 @@ def learning_curves(runs: Iterable[Run]) -> bytes | None:
     _title(
         figure,
         "Learning curves",
-        f"{' and '.join(part for part in counted if part)} runs; line: mean; band: smallest to largest run"
-        " of a method; loss in bins of steps",
+        f"{' and '.join(part for part in counted if part)} runs; line: mean over runs; band: smallest "
+        f"to largest run; loss in at most {_LOSS_BINS} bins of steps",
     )
     _legend(figure, loss_axes)
     return _png(figure)
@@ -267,9 +269,12 @@ def _binned(curve: Curve) -> Curve:
 
 
 def _draw(
-    axes: Axes, curves: Iterable[Curve], style: tuple[str, str, Any], *, name: str | None = None
+    axes: Axes, curves: Iterable[Curve], style: tuple[str, str, Any], *, overview: str | None = None
 ) -> None:
-    """Draw the mean of several curves over the union of their steps, and the band they span."""
+    """Draw the mean of several curves over the union of their steps, and the band they span.
+
+    An `overview` line mixes tasks, whose band would tell nothing; it enters the legend by that name.
+    """
     colour, marker, line = style
     drawn = [(np.asarray(steps, dtype=float), np.asarray(values)) for steps, values in curves if len(steps)]
     if not drawn:
@@ -278,7 +283,7 @@ def _draw(
     each = np.ma.masked_invalid(
         [np.interp(grid, steps, values, left=np.nan, right=np.nan) for steps, values in drawn]
     )
-    if len(drawn) > 1:
+    if len(drawn) > 1 and overview is None:
         axes.fill_between(grid, each.min(axis=0), each.max(axis=0), color=colour, alpha=0.12, lw=0)
     every = max(1, len(grid) // 5)
     axes.plot(
@@ -290,7 +295,7 @@ def _draw(
         marker=marker,
         ms=4,
         markevery=every,
-        label=name,
+        label=overview,
     )
 
 
@@ -313,6 +318,8 @@ def _title(figure: Figure, title: str, explanation: str) -> None:
 
 def _legend(figure: Figure, axes: Axes) -> None:
     handles, labels = axes.get_legend_handles_labels()
+    if not handles:
+        return
     figure.legend(
         handles,
         labels,
@@ -329,12 +336,11 @@ def _plain(axes: Axes) -> None:
     axes.set_axisbelow(True)
 
 
-def _style(label: str, among: Sequence[Row] | Sequence[str]) -> tuple[str, str, Any]:
+def _style(label: str, among: Iterable[str]) -> tuple[str, str, Any]:
     """Return colour, marker and line style of a method; unknown ones take the spare styles in order."""
     if label in _STYLES:
         return _STYLES[label]
-    names = [item if isinstance(item, str) else item.label for item in among]
-    others = [name for name in names if name not in _STYLES]
+    others = [name for name in among if name not in _STYLES]
     return _SPARE[others.index(label) % len(_SPARE)]
 
 

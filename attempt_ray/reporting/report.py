@@ -162,8 +162,8 @@ def _markdown(
         results.markdown(),
         *_picture("results.png", pictures),
         "## What attends to what",
-        "Weights are means over all test instances, then over seeds; the entropy is the runs' own, averaged over "
-        "seeds.",
+        "Weights are means over all test instances, then over seeds; the entropy is the mean of the instances' own, "
+        "so it can be lower than that of the mean weights.",
         attention.markdown(),
         *_picture("attention.png", pictures),
         "## Learning curves",

@@ -55,7 +55,7 @@ class Report(_Record):
     job: Literal["source", "prior", "target"]
     method: str
     label: str
-    tasks: tuple[str, ...]
+    tasks: tuple[str, ...] = Field(min_length=1)
     seed: int
     digest: str
     steps: int

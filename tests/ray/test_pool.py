@@ -93,7 +93,9 @@ def test_a_study_runs_on_two_workers_of_one_trainer(cluster: Path, tmp_path: Pat
     assert results["late"].report["seed"] == 101
     assert results["flaky"].attempts == 2
     assert results["bad"].user_error and results["bad"].error == "no rows; give some"
-    assert {"started", "progress", "retried", "finished", "failed", "skipped"} == {event.kind for event in events}
+    assert {"started", "progress", "retried", "finished", "failed", "skipped"} == {
+        event.kind for event in events
+    }
 
 
 def test_a_run_that_kills_its_worker_is_set_aside_alone(cluster: Path, tmp_path: Path) -> None:
@@ -105,4 +107,6 @@ def test_a_run_that_kills_its_worker_is_set_aside_alone(cluster: Path, tmp_path:
 
 def test_what_a_joined_cluster_can_never_give_is_refused_at_once(cluster: Path) -> None:
     with pytest.raises(ClusterError, match=r"2 workers of 1 GPU each do not fit: there is room for 0"):
-        run_jobs([job("a", "x", seed=1)], cluster=ClusterConfig(workers=2, gpus_per_worker=1, cpus_per_worker=0.1))
+        run_jobs(
+            [job("a", "x", seed=1)], cluster=ClusterConfig(workers=2, gpus_per_worker=1, cpus_per_worker=0.1)
+        )

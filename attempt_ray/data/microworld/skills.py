@@ -12,10 +12,12 @@ from random import Random
 
 from attempt_ray.data.microworld import miniatures, world
 from attempt_ray.tasks import TASKS
+from attempt_ray.tasks.spec import LabelWords, TemplateOptions
 
 Fields = list[tuple[str, str]]
 Drawn = tuple[Fields, int]
 
+LABEL_WORDS: tuple[LabelWords, ...] = ("digits", "words")
 DIGITS = tuple("0123456789")
 SCORES = tuple(f"{score}.0" for score in range(6))
 PAIR_FIELDS = (
@@ -205,3 +207,20 @@ def label_pool() -> list[str]:
         for spelled in task.labels.values():
             words.update(spelled)
     return sorted(words)
+
+
+def skill_of(source: str) -> str:
+    """Return the skill that a source text of `pairs` asks for."""
+    first, second, *_ = source.split()
+    return first if first in CLOSED or first in OPEN else second
+
+
+def template_pairs(rng: Random, *, rows: int = 200) -> Iterator[tuple[str, str]]:
+    """Yield the texts of rows of every miniature with either verbalizer, for a vocabulary that covers them."""
+    for name, draw in miniatures.MINIATURES.items():
+        for words in LABEL_WORDS:
+            options = TemplateOptions(label_words=words)
+            for _ in range(rows):
+                example = TASKS[name].eval_example(draw(rng), options)
+                yield example.source, example.target
+    yield " ".join(sorted({*label_pool(), *SCORES})), ""

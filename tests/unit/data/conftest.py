@@ -15,7 +15,9 @@ from attempt_ray.config import DataConfig
 from attempt_ray.tasks.spec import Task, classification
 
 WORDS = ("news", "text:", "0", "1", "good", "bad", *(f"w{number}" for number in range(100)))
-FEATURES = Features({"text": Value("string"), "label": ClassLabel(names=["bad", "good"]), "idx": Value("int32")})
+FEATURES = Features(
+    {"text": Value("string"), "label": ClassLabel(names=["bad", "good"]), "idx": Value("int32")}
+)
 
 Write = Callable[..., Path]
 
@@ -71,7 +73,9 @@ def write_split(tmp_path: Path) -> Write:
     def write(split: str, rows: list[dict[str, Any]], *, config: str = "plain") -> Path:
         file = tmp_path / "mirror" / "owner" / "news" / config / f"{split}.parquet"
         file.parent.mkdir(parents=True, exist_ok=True)
-        Dataset.from_list(rows, features=FEATURES).to_parquet(str(file))
+        Dataset.from_dict(
+            {name: [row[name] for row in rows] for name in FEATURES}, features=FEATURES
+        ).to_parquet(str(file))
         return tmp_path / "mirror"
 
     return write

@@ -36,7 +36,9 @@ def widen(embedded_BTH, mask_BT, *, width, pad_H):
 def test_155136_numbers_train_on_t5_base():
     with torch.device("meta"):
         module = PromptAttention(768, bottleneck=100, divisor=1.0)
-    assert sum(p.numel() for p in module.parameters() if p.requires_grad) == 2 * 768 * 100 + 2 * 768 == 155_136
+    assert (
+        sum(p.numel() for p in module.parameters() if p.requires_grad) == 2 * 768 * 100 + 2 * 768 == 155_136
+    )
 
 
 def test_the_authors_frozen_norm_trains_153600():
@@ -129,11 +131,13 @@ def test_padding_does_not_move_the_weights(inputs):
 
 
 def test_authors_pooling_equals_pooling_over_their_padded_width(inputs):
-    embedded_BTH, mask_BT, keys_SH, target_keys_BH = inputs
+    embedded_BTH, mask_BT, *_ = inputs
     pad_H = torch.linspace(-3, 9, WIDTH)
     module = attention(pooling="authors", pad_embedding_H=pad_H, authors_width=TOKENS)
     theirs_BTH, _ = widen(embedded_BTH, mask_BT, width=TOKENS, pad_H=pad_H)
-    torch.testing.assert_close(module.pool(embedded_BTH, mask_BT), theirs_BTH.max(dim=1).values, atol=0, rtol=0)
+    torch.testing.assert_close(
+        module.pool(embedded_BTH, mask_BT), theirs_BTH.max(dim=1).values, atol=0, rtol=0
+    )
     # The first row fills the authors' width, so it alone met no padding there.
     masked = attention()
     same_B = (module.pool(embedded_BTH, mask_BT) == masked.pool(embedded_BTH, mask_BT)).all(dim=1)

@@ -68,10 +68,10 @@ def test_greedy_answers_are_those_of_transformers(make_backbone, family):
 
 
 def test_generation_stops_when_all_rows_have_ended(backbone, monkeypatch):
-    monkeypatch.setattr(backbone, "_eos_ids", tuple(range(1, 48)))
+    monkeypatch.setattr(backbone, "_eos_ids", tuple(range(48)))
     ids_BT, mask_BT, prompts_BPH, _ = inputs()
     answers = backbone.generate(prompts_BPH, backbone.embed(ids_BT), mask_BT, max_new_tokens=8)
-    assert answers.shape[1] < 8
+    assert answers.shape == (ROWS, 1)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -86,7 +86,7 @@ def test_label_scores_equal_the_loss_of_each_candidate_alone(make_backbone, fami
         for index, ids_L in enumerate(candidates_CL):
             labels_BL = ids_L[ids_L != -100][None]
             loss_BL = backbone.loss(prompts_BPH[one], embedded_BTH[one], mask_BT[one], labels_BL)
-            torch.testing.assert_close(scores_BC[row, index], -loss_BL.sum(), atol=1e-5, rtol=0)
+            torch.testing.assert_close(scores_BC[row, index], -loss_BL.sum(), atol=1e-5, rtol=1e-5)
 
 
 def test_no_prompt_is_the_plain_model(backbone):
@@ -148,8 +148,12 @@ def test_fingerprint_sees_one_changed_number(backbone):
 def test_fingerprint_reads_tied_weights_once_and_names(backbone):
     names = [name for name, _ in backbone.model.named_parameters()]
     assert "lm_head.weight" not in names
-    swapped = torch.nn.ParameterDict({"a": torch.nn.Parameter(torch.ones(2)), "b": torch.nn.Parameter(torch.zeros(2))})
-    other = torch.nn.ParameterDict({"b": torch.nn.Parameter(torch.ones(2)), "a": torch.nn.Parameter(torch.zeros(2))})
+    swapped = torch.nn.ParameterDict(
+        {"a": torch.nn.Parameter(torch.ones(2)), "b": torch.nn.Parameter(torch.zeros(2))}
+    )
+    other = torch.nn.ParameterDict(
+        {"b": torch.nn.Parameter(torch.ones(2)), "a": torch.nn.Parameter(torch.zeros(2))}
+    )
     assert weights_sha256(swapped) != weights_sha256(other)
 
 
@@ -223,7 +227,9 @@ def test_names_that_lead_nowhere_are_refused(name, says):
 
 def test_an_unreachable_hub_says_what_to_do(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(BackboneError, match=r"'someone/t5-of-theirs' cannot be loaded from the hub.*local directory") as e:
+    with pytest.raises(
+        BackboneError, match=r"'someone/t5-of-theirs' cannot be loaded from the hub.*local directory"
+    ) as e:
         load_backbone(BackboneConfig(name="someone/t5-of-theirs"))
     assert "\n" not in str(e.value)
 
@@ -273,7 +279,9 @@ def test_a_tokenizer_larger_than_the_model_is_refused(save_backbone, backbone):
 
 
 def test_a_prompt_of_this_backbone_is_accepted(backbone):
-    check_prompt("source/rte@v1", shape=(4, WIDTH), made_for=backbone.identity.as_dict(), backbone=backbone.identity)
+    check_prompt(
+        "source/rte@v1", shape=(4, WIDTH), made_for=backbone.identity.as_dict(), backbone=backbone.identity
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import pickle
-
 import pytest
 import torch
 
@@ -59,14 +57,15 @@ def test_missing_norm_is_the_identity_the_authors_keep(tmp_path, attention):
     assert torch.equal(found["norm.bias"], torch.zeros(8))
 
 
-def test_a_file_that_would_run_code_is_refused(tmp_path):
+def test_a_file_that_would_run_code_is_refused(tmp_path, capsys):
     class Harmful:
         def __reduce__(self):
             return (print, ("ran",))
 
-    (tmp_path / "prefix_embeddings.pt").write_bytes(pickle.dumps(Harmful()))
+    torch.save(Harmful(), tmp_path / "prefix_embeddings.pt")
     with pytest.raises(DataError, match="cannot be read as one tensor"):
         import_authors(tmp_path, tasks=["rte"])
+    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize(

@@ -108,7 +108,10 @@ def test_order_of_sources_does_not_move_the_prompt():
 def test_padding_does_not_move_the_prompt():
     mixture = make_mixture()
     embedded_BTH, mask_BT = inputs()
-    wide = torch.nn.functional.pad(embedded_BTH, (0, 0, 0, 9), value=100.0), torch.nn.functional.pad(mask_BT, (0, 9))
+    wide = (
+        torch.nn.functional.pad(embedded_BTH, (0, 0, 0, 9), value=100.0),
+        torch.nn.functional.pad(mask_BT, (0, 9)),
+    )
     assert torch.equal(mixture(*wide, TASK_B)[0], mixture(embedded_BTH, mask_BT, TASK_B)[0])
 
 
@@ -118,7 +121,10 @@ def test_uniform_weighs_sources_and_target_alike():
     target_BPH = mixture.targets.prompts_NPH[TASK_B]
     torch.testing.assert_close(weights_BK, torch.full((ROWS, SOURCES + 1), 1 / (SOURCES + 1)))
     torch.testing.assert_close(
-        prompts_BPH, target_BPH + (mixture.sources_SPH.sum(dim=0) + target_BPH) / (SOURCES + 1), atol=1e-5, rtol=0
+        prompts_BPH,
+        target_BPH + (mixture.sources_SPH.sum(dim=0) + target_BPH) / (SOURCES + 1),
+        atol=1e-5,
+        rtol=0,
     )
 
 
@@ -166,7 +172,9 @@ def test_spreads_name_every_candidate():
     mixture = make_mixture()
     spreads = mixture.spreads()
     assert tuple(spreads) == mixture.candidates
-    assert spreads["qqp"] == pytest.approx(source_prompts()["qqp"].amax(dim=0).std(correction=0).item(), rel=1e-5)
+    assert spreads["qqp"] == pytest.approx(
+        source_prompts()["qqp"].amax(dim=0).std(correction=0).item(), rel=1e-5
+    )
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,9 @@ from attempt_ray.orchestration.cluster import connected
 
 
 def test_more_workers_than_cores_are_refused_before_ray_starts() -> None:
-    with pytest.raises(ClusterError, match=r"2 workers of 4096 CPU each do not fit: there is room for 0; lower"):
+    with pytest.raises(
+        ClusterError, match=r"2 workers of 4096 CPU each do not fit: there is room for 0; lower"
+    ):
         with connected(ClusterConfig(workers=2, cpus_per_worker=4096)):
             pass
 

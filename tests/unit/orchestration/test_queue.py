@@ -9,8 +9,8 @@ ERROR = {"type": "RuntimeError", "message": "no", "traceback": ""}
 
 def queue_of(*keys: str, attempts: int = 2) -> LeaseQueue:
     queue = LeaseQueue(attempts)
-    for key in keys:
-        queue.submit(key, {"seed": 1})
+    for order, key in enumerate(keys):
+        queue.submit(key, {"seed": 1}, order)
     return queue
 
 
@@ -24,6 +24,13 @@ def test_runs_are_leased_in_the_order_of_submission() -> None:
     assert queue.lease(0) == {"do": "wait"}
     queue.close()
     assert queue.lease(0) == {"do": "stop"}
+
+
+def test_what_comes_earlier_in_the_study_overtakes_what_was_submitted_before() -> None:
+    queue = LeaseQueue(attempts=1)
+    queue.submit("later", {}, 7)
+    queue.submit("sooner", {}, 3)
+    assert [queue.lease(0)["key"], queue.lease(0)["key"]] == ["sooner", "later"]
 
 
 def test_a_key_is_submitted_once() -> None:

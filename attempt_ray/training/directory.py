@@ -1,0 +1,194 @@
+"""The directory of a run: who writes to it, its history and its report.
+
+<runs>/<job>-<method>-<tasks>-s<seed>-<digest>/
+    config.json, metrics.jsonl, checkpoints/, best.safetensors, report.json
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors import torch as safetensors
+from torch import Tensor
+
+from attempt_ray.bank.durable import remove_temporaries, sha256_file, storage_errors, write_durably
+from attempt_ray.config import Config
+from attempt_ray.errors import ConfigError, IntegrityError
+
+LEASE_SECONDS = 5.0
+"""Longest wait for another process to leave the run; a killed one may take a moment to be gone."""
+
+_LEASE = ".lease"
+_MAX_TASKS_CHARACTERS = 60
+
+
+def run_name(config: Config, digest: str) -> str:
+    """Return the name of a run's directory."""
+    return f"{config.job}-{config.method}-{joined(config.tasks)}-s{config.seed}-{digest}"
+
+
+def joined(tasks: tuple[str, ...]) -> str:
+    """Return a name for tasks that were trained together, short enough for a directory and the bank."""
+    text = "-".join(tasks)
+    if len(text) <= _MAX_TASKS_CHARACTERS:
+        return text
+    return f"{text[:45].rstrip('-._')}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+class RunDirectory:
+    """Where a run keeps what it must not lose.
+
+    Attributes:
+        path: The directory.
+        checkpoints: Its directory of checkpoints.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        self._metrics = path / "metrics.jsonl"
+        self._report = path / "report.json"
+        self._best = path / "best.safetensors"
+
+    @contextmanager
+    def leased(self, config: Config) -> Iterator[None]:
+        """Hold the run for this process, its directory made and its config written; the kernel frees a dead holder's.
+
+        Raises:
+            ConfigError: Another process holds it.
+            StorageError: The disk refused.
+        """
+        with storage_errors(f"write {self.path}", where=self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            lease = (self.path / _LEASE).open("a+b")
+        with lease:
+            self._lock(lease.fileno())
+            with storage_errors(f"write {self.path}", where=self.path):
+                lease.truncate(0)
+                lease.write(f"{os.getpid()}\n".encode())
+                lease.flush()
+                remove_temporaries(self.path)
+            described = json.dumps(config.model_dump(mode="json"), indent=1, sort_keys=True).encode()
+            if not (self.path / "config.json").exists():
+                write_durably(self.path / "config.json", described)
+            yield
+
+    def report(self) -> dict[str, Any] | None:
+        """Return the report of a finished run; None before, or where the file is no report."""
+        try:
+            report = json.loads(self._report.read_bytes())
+        except (FileNotFoundError, ValueError):
+            return None
+        return report if isinstance(report, dict) and report.get("schema") == 1 else None
+
+    def write_report(self, report: Mapping[str, Any]) -> None:
+        """Replace the report, durably; from here on the run is finished.
+
+        Raises:
+            StorageError: The disk refused.
+        """
+        write_durably(self._report, json.dumps(report, indent=1, allow_nan=False).encode())
+
+    def write_best(self, tensors: Mapping[str, Tensor]) -> str:
+        """Replace the kept states, durably; return the SHA-256 of their file.
+
+        Raises:
+            StorageError: The disk refused.
+        """
+        data = safetensors.save(dict(tensors))
+        write_durably(self._best, data)
+        return hashlib.sha256(data).hexdigest()
+
+    def read_best(self, expected: str) -> dict[str, Tensor]:
+        """Return the kept states.
+
+        Raises:
+            IntegrityError: Their file is missing or does not hold what was written.
+        """
+        fix = f"restore it, or remove {self.path} and run again"
+        try:
+            found = sha256_file(self._best)
+            if found != expected:
+                raise IntegrityError(f"{self._best}: expected sha256 {expected}, found {found}; {fix}")
+            return safetensors.load(self._best.read_bytes())
+        except FileNotFoundError:
+            raise IntegrityError(f"{self._best}: expected a file, found none; {fix}") from None
+        except SafetensorError as error:
+            raise IntegrityError(f"{self._best}: expected safetensors, found {error}; {fix}") from None
+
+    def history(self, *, through: int) -> History:
+        """Open the history for appending, cut back to what was known after `through` steps.
+
+        Raises:
+            StorageError: The disk refused.
+        """
+        return History(self._metrics, through=through)
+
+    def _lock(self, descriptor: int) -> None:
+        deadline = time.monotonic() + LEASE_SECONDS
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() < deadline:
+                    time.sleep(0.05)
+                    continue
+                holder = (self.path / _LEASE).read_text().strip() or "unknown"
+                raise ConfigError(
+                    f"run {self.path} is being executed by process {holder}; wait for it, or set runs to another directory"
+                ) from None
+            else:
+                return
+
+
+class History:
+    """metrics.jsonl: one JSON object per line, each with its `step`."""
+
+    def __init__(self, path: Path, *, through: int) -> None:
+        self._path = path
+        with storage_errors(f"write {path}", where=path.parent):
+            lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+            kept = [line for line in lines if _step_of(line) <= through]
+            if kept != lines or not path.exists():
+                write_durably(path, b"".join(kept))
+            self._file = path.open("ab")
+
+    def add(self, line: Mapping[str, Any]) -> None:
+        """Append a line; it is durable after `sync`.
+
+        Raises:
+            StorageError: The disk refused.
+        """
+        with storage_errors(f"write {self._path}", where=self._path.parent):
+            self._file.write(json.dumps(line).encode() + b"\n")
+            self._file.flush()
+
+    def sync(self) -> None:
+        """Make every line durable.
+
+        Raises:
+            StorageError: The disk refused.
+        """
+        with storage_errors(f"write {self._path}", where=self._path.parent):
+            os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def _step_of(line: bytes) -> float:
+    """Return the step of a line; infinity for one that a crash tore."""
+    try:
+        return float(json.loads(line)["step"]) if line.endswith(b"\n") else float("inf")
+    except (ValueError, KeyError, TypeError):
+        return float("inf")

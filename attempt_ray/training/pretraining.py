@@ -1,0 +1,396 @@
+"""Make a backbone from nothing: span corruption plus a supervised mixture, in text-to-text form.
+
+Source: Raffel et al. (2020), https://arxiv.org/abs/1910.10683, sections 3.1.4 and 3.5.3. The result is a directory
+that `load_backbone` reads, with the recipe it was made by.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import datasets
+import torch
+import transformers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from torch import Tensor, nn
+from transformers import AutoTokenizer, PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
+
+from attempt_ray.config import PretrainConfig, PretrainPhase
+from attempt_ray.data.batching import Batch, BatchStream, evaluation_batches
+from attempt_ray.data.encoding import EncodedSplit, encode_examples, template_options
+from attempt_ray.data.microworld import skills
+from attempt_ray.data.splits import load_splits
+from attempt_ray.errors import ConfigError, DataError, NonFiniteError
+from attempt_ray.model.backbone import tokenizer_sha256, weights_sha256
+from attempt_ray.tasks import TASKS, get_task
+from attempt_ray.tasks.spec import Example, Task
+
+HELD_OUT_PAIRS = 2000
+"""Supervised pairs that are kept from training, to measure what was learned."""
+
+Pair = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class PretrainProgress:
+    """What one optimizer step did."""
+
+    step: int
+    steps: int
+    loss: float
+    """Token-mean cross-entropy of the batch in nats."""
+    tokens: int
+    """Input tokens of the batch, padding not counted."""
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The examples of every phase, encoded, and the pairs held out."""
+
+    phases: tuple[EncodedSplit, ...]
+    held_out: EncodedSplit | None
+
+
+def corrupt(words: Sequence[str], rng: Random, *, rate: float, mean_span: float, sentinels: int) -> Pair:
+    """Mask random spans of a text: the input keeps a sentinel for each, the target spells them out.
+
+    Args:
+        words: The text, at least two words.
+        rng: Source of the draws.
+        rate: Share of words masked; at least one is.
+        mean_span: Mean words of a span.
+        sentinels: Sentinels at hand, so the most spans.
+    """
+    masked = min(len(words) - 1, max(1, round(rate * len(words))))
+    spans = min(sentinels, masked, len(words) - masked, max(1, round(masked / mean_span)))
+    lengths = _parts(rng, masked, spans)
+    gaps = _parts(rng, len(words) - masked, spans)
+    lead = rng.randrange(gaps[0]) + 1 if gaps[0] > 1 else gaps[0]
+    gaps = [lead, *gaps[1:]]
+    source: list[str] = []
+    target: list[str] = []
+    place = 0
+    for index, (gap, length) in enumerate(zip(gaps, lengths, strict=True)):
+        source += [*words[place : place + gap], f"<extra_id_{index}>"]
+        target += [f"<extra_id_{index}>", *words[place + gap : place + gap + length]]
+        place += gap + length
+    return " ".join([*source, *words[place:]]), " ".join(target)
+
+
+def _parts(rng: Random, total: int, count: int) -> list[int]:
+    """Cut `total` into `count` random parts of at least one."""
+    cuts = [0, *sorted(rng.sample(range(1, total), count - 1)), total]
+    return [end - start for start, end in zip(cuts, cuts[1:], strict=False)]
+
+
+def load_passages(paths: Iterable[str], *, passage_words: int) -> list[list[str]]:
+    """Read texts and cut them into passages of at most `passage_words` words, shorter than eight dropped.
+
+    Raises:
+        DataError: A path does not exist, has no `text` column, or there is no passage at all.
+    """
+    passages: list[list[str]] = []
+    for path in _text_files(paths):
+        loader = {".parquet": "parquet", ".jsonl": "json", ".json": "json"}.get(path.suffix, "text")
+        rows = datasets.load_dataset(loader, data_files=str(path), split="train")
+        if "text" not in rows.column_names:
+            raise DataError(f"{path} has columns {', '.join(rows.column_names)}; wanted a 'text' column")
+        for text in rows["text"]:
+            words = text.split()
+            passages += [words[start : start + passage_words] for start in range(0, len(words), passage_words)]
+    passages = [passage for passage in passages if len(passage) >= 8]
+    if not passages:
+        raise DataError("the texts hold no passage of eight words or more; give longer texts")
+    return passages
+
+
+def _text_files(paths: Iterable[str]) -> Iterator[Path]:
+    for name in paths:
+        path = Path(name).expanduser()
+        if path.is_dir():
+            yield from sorted(found for found in path.iterdir() if found.suffix in (".parquet", ".jsonl", ".txt"))
+        elif path.is_file():
+            yield path
+        else:
+            raise DataError(f"no text file or directory '{name}'; check the path")
+
+
+def task_pairs(config: PretrainConfig, name: str) -> list[Pair]:
+    """Return the training rows of a task as (source, target) texts."""
+    task = get_task(name, config.data.user_tasks)
+    options = template_options(config.data)
+    return [
+        (example.source, example.target)
+        for row in load_splits(task, config.data).train
+        for example in task.train_examples(row, options)
+    ]
+
+
+def word_tokenizer(words: Iterable[str], *, sentinels: int) -> PreTrainedTokenizerFast:
+    """Return a lower-casing tokenizer with one token a word; punctuation stands apart, decimals stay whole."""
+    specials = _specials(sentinels)
+    vocabulary = {token: index for index, token in enumerate([*specials, *sorted(set(words) - set(specials))])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))  # noqa: S106
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = _word_split()
+    return _finished(tokenizer, sentinels=sentinels)
+
+
+def _word_split() -> pre_tokenizers.PreTokenizer:
+    punctuation = Regex(r"[?!,;()\"]|\.(?!\d)")
+    return pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split(punctuation, behavior="isolated")]
+    )
+
+
+def subword_tokenizer(texts: Iterable[str], *, size: int, sentinels: int) -> PreTrainedTokenizerFast:
+    """Train a SentencePiece-style unigram vocabulary, as T5's is (Raffel et al. 2020, section 2.4.1)."""
+    specials = _specials(sentinels)
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.normalizer = normalizers.NFKC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    trainer = trainers.UnigramTrainer(
+        vocab_size=size, special_tokens=specials, unk_token="<unk>", show_progress=False  # noqa: S106
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.decoder = decoders.Metaspace()
+    return _finished(tokenizer, sentinels=sentinels)
+
+
+def _specials(sentinels: int) -> list[str]:
+    return ["<pad>", "</s>", "<unk>", *(f"<extra_id_{index}>" for index in range(sentinels))]
+
+
+def _finished(tokenizer: Tokenizer, *, sentinels: int) -> PreTrainedTokenizerFast:
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", tokenizer.token_to_id("</s>"))]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",  # noqa: S106
+        eos_token="</s>",  # noqa: S106
+        unk_token="<unk>",  # noqa: S106
+        additional_special_tokens=_specials(sentinels)[3:],
+        clean_up_tokenization_spaces=False,
+    )
+
+
+class Mixture:
+    """The texts of a pre-training run, before they are encoded."""
+
+    def __init__(self, config: PretrainConfig) -> None:
+        """Read whatever the config points at; fails before any training.
+
+        Raises:
+            DataError: Texts or rows cannot be read.
+            ConfigError: A task is not known.
+        """
+        self._config = config
+        self._passages: list[list[str]] = []
+        self._pairs: dict[str, list[Pair]] = {}
+        if config.corpus == "files":
+            if config.texts:
+                self._passages = load_passages(config.texts, passage_words=config.passage_words)
+            self._pairs = {name: task_pairs(config, name) for name in config.tasks}
+
+    def phase(self, number: int) -> list[Pair]:
+        """Return a phase's examples; equal numbers give equal examples."""
+        phase = self._config.phases[number]
+        rng = Random(f"{self._config.seed}/phase/{number}")
+        return self._supervised(phase, rng) + [self._corrupted(words, rng) for words in self._texts(phase, rng)]
+
+    def held_out(self) -> list[Pair]:
+        """Return pairs of the micro-world that no phase has drawn on purpose; empty for real tasks."""
+        if self._config.corpus == "files":
+            return []
+        rng = Random(f"{self._config.seed}/held-out")
+        return list(islice(skills.pairs(rng, told=0.3), HELD_OUT_PAIRS))
+
+    def tokenizer(self) -> Any:
+        """Return the tokenizer that the config names, or one trained on the mixture."""
+        config = self._config
+        if config.tokenizer == "words":
+            return word_tokenizer(self._words(), sentinels=config.sentinels)
+        if config.tokenizer == "unigram":
+            texts = [" ".join(words) for words in self._passages]
+            texts += [text for pairs in self._pairs.values() for pair in pairs for text in pair]
+            return subword_tokenizer(texts, size=config.vocabulary_size, sentinels=config.sentinels)
+        try:
+            return AutoTokenizer.from_pretrained(config.tokenizer)
+        except (OSError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise ConfigError(f"tokenizer: got '{config.tokenizer}', which cannot be loaded: {reason}") from None
+
+    def _supervised(self, phase: PretrainPhase, rng: Random) -> list[Pair]:
+        if self._config.corpus == "microworld":
+            return list(islice(skills.pairs(rng, told=phase.told), phase.pairs))
+        return [
+            pair
+            for pairs in self._pairs.values()
+            for pair in (rng.sample(pairs, phase.pairs) if len(pairs) > phase.pairs else pairs)
+        ]
+
+    def _texts(self, phase: PretrainPhase, rng: Random) -> list[list[str]]:
+        if self._config.corpus == "microworld":
+            return [text.split() for text in islice(skills.texts(rng), phase.texts)]
+        return rng.sample(self._passages, min(phase.texts, len(self._passages)))
+
+    def _corrupted(self, words: Sequence[str], rng: Random) -> Pair:
+        config = self._config
+        return corrupt(
+            words, rng, rate=config.corruption_rate, mean_span=config.mean_span, sentinels=config.sentinels
+        )
+
+    def _words(self) -> set[str]:
+        """Return every word of the mixture and of the templates and labels of all tasks."""
+        split = _word_split()
+        texts = [text for number in range(len(self._config.phases)) for pair in self.phase(number) for text in pair]
+        texts += [text for pair in skills.template_pairs(Random(self._config.seed)) for text in pair]
+        return {word for text in set(texts) for word, _ in split.pre_tokenize_str(text.lower())}
+
+
+_TEXT = Task(
+    **{
+        **{name: getattr(TASKS["squad"], name) for name in TASKS["squad"].__dataclass_fields__},
+        "name": "pretraining",
+        "max_source_tokens": 512,
+        "max_target_tokens": 128,
+    }
+)
+
+
+def encode_pairs(pairs: Iterable[Pair], tokenizer: Any) -> EncodedSplit:
+    """Tokenise (source, target) texts."""
+    examples = (Example(source=source, target=target) for source, target in pairs)
+    return encode_examples(_TEXT, examples, tokenizer)
+
+
+def new_model(config: PretrainConfig, tokenizer: Any) -> T5ForConditionalGeneration:
+    """Return a T5 of the config's shape with fresh weights, drawn from its seed."""
+    shape = config.shape
+    torch.manual_seed(config.seed)
+    model = T5ForConditionalGeneration(
+        T5Config(
+            vocab_size=len(tokenizer),
+            d_model=shape.width,
+            d_kv=shape.head_width,
+            num_heads=shape.heads,
+            d_ff=shape.feed_forward,
+            num_layers=shape.encoder_layers,
+            num_decoder_layers=shape.decoder_layers,
+            feed_forward_proj=shape.activation,
+            tie_word_embeddings=shape.tied,
+            dropout_rate=shape.dropout,
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            decoder_start_token_id=tokenizer.pad_token_id,
+        )
+    )
+    # The relative position bias needs a gradient, which sends scaled_dot_product_attention down its slow path.
+    model.set_attn_implementation("eager")
+    return model
+
+
+@dataclass
+class Pretraining:
+    """A pre-training run in memory: model, optimizer and the step it has reached."""
+
+    config: PretrainConfig
+    model: T5ForConditionalGeneration
+    optimizer: torch.optim.AdamW
+    step: int = 0
+
+    @classmethod
+    def start(cls, config: PretrainConfig, tokenizer: Any) -> Pretraining:
+        """Begin a run."""
+        model = new_model(config, tokenizer)
+        optimizer = torch.optim.AdamW(
+            model.parameters(), lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=config.weight_decay
+        )
+        return cls(config, model, optimizer)
+
+    def advance(self, streams: Sequence[BatchStream]) -> Iterator[PretrainProgress]:
+        """Take the remaining steps, yielding after each; `streams` holds one stream a phase.
+
+        Raises:
+            NonFiniteError: Loss or gradient is NaN or infinite; the step was not taken.
+        """
+        ends = [sum(phase.steps for phase in self.config.phases[: number + 1]) for number in range(len(streams))]
+        self.model.train()
+        while self.step < self.config.steps:
+            phase = next(number for number, end in enumerate(ends) if self.step < end)
+            batch = streams[phase].batch(self.step)
+            torch.manual_seed(self.config.seed * 1_000_003 + self.step)
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.config.learning_rate * _schedule(self.step, self.config)
+            loss = _loss(self.model, batch)
+            loss.backward()  # type: ignore[no-untyped-call]
+            norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
+            if not torch.isfinite(loss) or not torch.isfinite(norm):
+                raise NonFiniteError(
+                    f"loss {loss.item()} and gradient norm {norm.item()} at step {self.step + 1}; the last checkpoint "
+                    "was kept; lower learning_rate"
+                )
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+            self.step += 1
+            yield PretrainProgress(
+                step=self.step, steps=self.config.steps, loss=loss.item(), tokens=int(batch.mask_BT.sum())
+            )
+
+
+def _schedule(step: int, config: PretrainConfig) -> float:
+    warmup = min(config.warmup_steps, config.steps // 10)
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    return max(0.01, (config.steps - step) / max(1, config.steps - warmup))
+
+
+def _loss(model: T5ForConditionalGeneration, batch: Batch) -> Tensor:
+    output = model(input_ids=batch.input_ids_BT, attention_mask=batch.mask_BT, labels=batch.labels_BL, use_cache=False)
+    loss: Tensor = output.loss
+    return loss
+
+
+@torch.no_grad()
+def exact_match(model: T5ForConditionalGeneration, split: EncodedSplit, *, rows: int = 256) -> dict[str, float]:
+    """Return the share in percent of targets that a model predicts whole, by skill and as `mean` over the skills.
+
+    Teacher-forced: for the one-word answers of the micro-world that is the greedy answer.
+    """
+    model.eval()
+    hits: dict[str, list[bool]] = defaultdict(list)
+    names = [skills.skill_of(example.source) for example in split.examples()]
+    for batch in evaluation_batches(split, rows=rows, task_index=0):
+        logits = model(
+            input_ids=batch.input_ids_BT, attention_mask=batch.mask_BT, labels=batch.labels_BL, use_cache=False
+        ).logits
+        right = ((logits.argmax(dim=-1) == batch.labels_BL) | (batch.labels_BL < 0)).all(dim=1)
+        for row, hit in zip(batch.row_B.tolist(), right.tolist(), strict=True):
+            hits[names[row]].append(hit)
+    scores = {name: 100 * sum(found) / len(found) for name, found in sorted(hits.items())}
+    return {"mean": sum(scores.values()) / len(scores), **scores}
+
+
+def recipe(config: PretrainConfig, model: nn.Module, tokenizer: Any, scores: dict[str, float]) -> dict[str, Any]:
+    """Return what a backbone was made by and what it reached, ready for JSON."""
+    return {
+        "schema": 1,
+        "config": config.model_dump(mode="json", exclude={"output", "threads", "checkpoint_steps"}),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "weights_sha256": weights_sha256(model),
+        "tokenizer_sha256": tokenizer_sha256(tokenizer),
+        "held_out_exact_match_percent": {name: round(score, 2) for name, score in scores.items()},
+        "environment": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
+    }
