@@ -226,8 +226,6 @@ class Config(Section):
     """How: full fine-tuning, a soft prompt alone (SPoT: one that starts from a source), or the mixture."""
     tasks: tuple[str, ...] = ()
     """Tasks trained in the run; several share one G in mixed batches."""
-    label: str | None = None
-    """Row of the report's table the run belongs to; None is told from job, method and tasks."""
     seed: int = 42
     """Seed of initialisation, data order and dropout (paper: 42)."""
     device: str = "cpu"
@@ -274,9 +272,6 @@ class Config(Section):
         for section, keys in _CONVENIENCES.items():
             for key in keys:
                 dump[section].pop(key)
-        if self.label is None:
-            # A row of the table is a run of its own, even where it computes what another row does.
-            del dump["label"]
         text = json.dumps({"config": dump, "facts": facts}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -351,11 +346,11 @@ class PretrainConfig(Section):
     batch_tokens: int = Field(default=4096, ge=64)
     """Input tokens per step, padding counted."""
     learning_rate: float = Field(default=2e-3, gt=0)
-    """Peak learning rate of AdamW; linear warm-up, then linear decay to 0."""
+    """Peak learning rate of Muon and AdamW; linear warm-up, then linear decay to 0."""
     warmup_steps: int = Field(default=200, ge=0)
-    """Steps of linear warm-up."""
+    """Steps of linear warm-up, at most a tenth of the run."""
     weight_decay: float = Field(default=0.01, ge=0)
-    """AdamW's decoupled weight decay."""
+    """Decoupled weight decay."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradient norm clip."""
     checkpoint_steps: int = Field(default=500, ge=1)

@@ -84,7 +84,8 @@ def commit_directory(temporary: Path, final: Path) -> None:
         FileExistsError: `final` exists; nothing was changed.
         StorageError: The disk refused.
     """
-    with storage_errors(f"commit {final}", where=final.parent):
+    needed = sum(path.lstat().st_size for path in temporary.rglob("*") if path.is_file())
+    with storage_errors(f"commit {final}", where=final.parent, needed=needed):
         for directory, _, files in os.walk(temporary, topdown=False):
             for name in files:
                 _sync(Path(directory, name), os.O_RDONLY | os.O_NOFOLLOW)

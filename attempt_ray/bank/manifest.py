@@ -164,8 +164,12 @@ class Manifest(Facts):
                 )
 
     def to_json(self) -> bytes:
-        """Return the content of ``manifest.json``."""
-        return encode_json(self.model_dump(mode="json", by_alias=True))
+        """Return the content of ``manifest.json``.
+
+        Raises:
+            BankError: The recipe holds what JSON cannot.
+        """
+        return encode_json(self.model_dump(by_alias=True))
 
     @classmethod
     def from_json(cls, data: bytes) -> Manifest:

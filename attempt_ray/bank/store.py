@@ -272,6 +272,7 @@ class Bank:
     def _add(self, manifest: Manifest, tensors: bytes) -> Version:
         """Commit a version under the next free number, whatever number its manifest has now."""
         kind, name = manifest.kind, manifest.name
+        encode_manifest(manifest)  # what it refuses is refused before the bank is touched
         with self._storage.lock():
             self._storage.sweep(f"{kind}/{name}")
             same = self._same(manifest)

@@ -20,7 +20,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors import torch as safetensors
 from torch import Tensor
-from torch.optim import AdamW
+from torch.optim import Optimizer
 
 from attempt_ray.bank.durable import (
     commit_directory,
@@ -158,7 +158,18 @@ def read_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(step=manifest["step"], best=tensors[_BEST], facts=manifest["facts"], **groups)
 
 
-def optimizer_tensors(optimizer: AdamW) -> dict[str, Tensor]:
+def remove_checkpoints(directory: Path) -> None:
+    """Remove all checkpoints of a run that has finished.
+
+    Raises:
+        StorageError: The disk refused.
+    """
+    with storage_errors(f"remove {directory}", where=directory):
+        for path in checkpoints(directory):
+            _remove(path)
+
+
+def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
     """Return copies on the CPU of the optimizer's state, named `<parameter number>/<what>`."""
     return {
         f"{number}/{name}": value.detach().to("cpu", copy=True).contiguous()
@@ -167,7 +178,7 @@ def optimizer_tensors(optimizer: AdamW) -> dict[str, Tensor]:
     }
 
 
-def restore_optimizer(optimizer: AdamW, tensors: Mapping[str, Tensor]) -> None:
+def restore_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
     """Set the state of an optimizer over the same parameters to what `optimizer_tensors` returned."""
     state: dict[int, dict[str, Tensor]] = {}
     for path, tensor in tensors.items():

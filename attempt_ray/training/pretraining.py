@@ -6,9 +6,11 @@ that `load_backbone` reads, with the recipe it was made by.
 
 from __future__ import annotations
 
+import json
 import platform
+import shutil
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -22,6 +24,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
+from attempt_ray.bank.durable import storage_errors, write_durably
 from attempt_ray.config import PretrainConfig, PretrainPhase
 from attempt_ray.data.batching import Batch, BatchStream, evaluation_batches
 from attempt_ray.data.encoding import EncodedSplit, encode_examples, template_options
@@ -31,9 +34,19 @@ from attempt_ray.errors import ConfigError, DataError, NonFiniteError
 from attempt_ray.model.backbone import tokenizer_sha256, weights_sha256
 from attempt_ray.tasks import TASKS, get_task
 from attempt_ray.tasks.spec import Example, Task
+from attempt_ray.training.checkpoint import (
+    Checkpoint,
+    load_checkpoint,
+    optimizer_tensors,
+    restore_optimizer,
+    save_checkpoint,
+)
+from attempt_ray.training.muon import Muon
 
 HELD_OUT_PAIRS = 2000
 """Supervised pairs that are kept from training, to measure what was learned."""
+
+_NOT_OF_THE_RECIPE = {"output", "threads", "checkpoint_steps"}
 
 Pair = tuple[str, str]
 
@@ -300,21 +313,35 @@ def new_model(config: PretrainConfig, tokenizer: Any) -> T5ForConditionalGenerat
 
 @dataclass
 class Pretraining:
-    """A pre-training run in memory: model, optimizer and the step it has reached."""
+    """A pre-training run in memory: model, optimizers and the step it has reached.
+
+    Muon moves the matrices inside the blocks, AdamW the embeddings, biases and gains.
+    """
 
     config: PretrainConfig
     model: T5ForConditionalGeneration
-    optimizer: torch.optim.AdamW
+    optimizers: tuple[Muon, torch.optim.AdamW]
     step: int = 0
 
     @classmethod
     def start(cls, config: PretrainConfig, tokenizer: Any) -> Pretraining:
         """Begin a run."""
         model = new_model(config, tokenizer)
-        optimizer = torch.optim.AdamW(
-            model.parameters(), lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=config.weight_decay
+        matrices = [
+            parameter
+            for name, parameter in model.named_parameters()
+            if parameter.ndim == 2 and ".layer." in name and "relative_attention_bias" not in name  # noqa: PLR2004
+        ]
+        moved = {id(matrix) for matrix in matrices}
+        others = [parameter for parameter in model.parameters() if id(parameter) not in moved]
+        return cls(
+            config,
+            model,
+            (
+                Muon(matrices, lr=config.learning_rate, weight_decay=config.weight_decay),
+                torch.optim.AdamW(others, lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=config.weight_decay),
+            ),
         )
-        return cls(config, model, optimizer)
 
     def advance(self, streams: Sequence[BatchStream]) -> Iterator[PretrainProgress]:
         """Take the remaining steps, yielding after each; `streams` holds one stream a phase.
@@ -328,8 +355,9 @@ class Pretraining:
             phase = next(number for number, end in enumerate(ends) if self.step < end)
             batch = streams[phase].batch(self.step)
             torch.manual_seed(self.config.seed * 1_000_003 + self.step)
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.config.learning_rate * _schedule(self.step, self.config)
+            for optimizer in self.optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = self.config.learning_rate * _schedule(self.step, self.config)
             loss = _loss(self.model, batch)
             loss.backward()  # type: ignore[no-untyped-call]
             norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
@@ -338,12 +366,37 @@ class Pretraining:
                     f"loss {loss.item()} and gradient norm {norm.item()} at step {self.step + 1}; the last checkpoint "
                     "was kept; lower learning_rate"
                 )
-            self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=True)
+            for optimizer in self.optimizers:
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
             self.step += 1
             yield PretrainProgress(
                 step=self.step, steps=self.config.steps, loss=loss.item(), tokens=int(batch.mask_BT.sum())
             )
+
+
+    def checkpoint(self, facts: Mapping[str, Any]) -> Checkpoint:
+        """Return the state of the run, to go on from later."""
+        weights = {name: weight.detach().clone() for name, weight in self.model.named_parameters()}
+        moments = {
+            f"{number}/{name}": tensor
+            for number, optimizer in enumerate(self.optimizers)
+            for name, tensor in optimizer_tensors(optimizer).items()
+        }
+        return Checkpoint(step=self.step, trainable=weights, optimizer=moments, best={}, facts=facts)
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Go on from a state that `checkpoint` returned."""
+        self.step = checkpoint.step
+        self.model.load_state_dict(dict(checkpoint.trainable), strict=False)
+        for number, optimizer in enumerate(self.optimizers):
+            mine = f"{number}/"
+            tensors = {
+                name.removeprefix(mine): tensor
+                for name, tensor in checkpoint.optimizer.items()
+                if name.startswith(mine)
+            }
+            restore_optimizer(optimizer, tensors)
 
 
 def _schedule(step: int, config: PretrainConfig) -> float:
@@ -383,7 +436,7 @@ def recipe(config: PretrainConfig, model: nn.Module, tokenizer: Any, scores: dic
     """Return what a backbone was made by and what it reached, ready for JSON."""
     return {
         "schema": 1,
-        "config": config.model_dump(mode="json", exclude={"output", "threads", "checkpoint_steps"}),
+        "config": config.model_dump(mode="json", exclude=_NOT_OF_THE_RECIPE),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "weights_sha256": weights_sha256(model),
         "tokenizer_sha256": tokenizer_sha256(tokenizer),
@@ -394,3 +447,59 @@ def recipe(config: PretrainConfig, model: nn.Module, tokenizer: Any, scores: dic
             "transformers": transformers.__version__,
         },
     }
+
+
+def pretrain(config: PretrainConfig, *, on_progress: Callable[[PretrainProgress], None]) -> dict[str, Any]:
+    """Pre-train a backbone, save it under `config.output`, and return its recipe.
+
+    A run that was cut short goes on from its newest checkpoint, and one that is complete is not done again.
+
+    Raises:
+        ConfigError, DataError: Something that the config points at cannot be used; nothing was trained.
+        NonFiniteError: Training diverged; the last checkpoint is kept.
+        StorageError: The disk refused.
+    """
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    output = Path(config.output).expanduser()
+    asked = config.model_dump(mode="json", exclude=_NOT_OF_THE_RECIPE)
+    finished = output / "recipe.json"
+    if finished.is_file():
+        found: dict[str, Any] = json.loads(finished.read_text(encoding="utf-8"))
+        if found["config"] == asked:
+            return found
+        raise ConfigError(f"{output} holds a backbone made by another recipe; set output to a new directory")
+    mixture = Mixture(config)
+    tokenizer = mixture.tokenizer()
+    streams = [
+        BatchStream(
+            [encode_pairs(mixture.phase(number), tokenizer)],
+            seed=config.seed,
+            rows=1,
+            tokens=config.batch_tokens,
+            pad_id=tokenizer.pad_token_id,
+        )
+        for number in range(len(config.phases))
+    ]
+    run = Pretraining.start(config, tokenizer)
+    facts = {"config": asked, "tokenizer": tokenizer_sha256(tokenizer), "data": [stream.digest for stream in streams]}
+    checkpoints = output / "checkpoints"
+    saved = load_checkpoint(checkpoints)
+    if saved is not None:
+        if saved.facts != facts:
+            raise ConfigError(f"{output} holds checkpoints of another recipe; set output to a new directory")
+        run.restore(saved)
+    for progress in run.advance(streams):
+        on_progress(progress)
+        if progress.step % config.checkpoint_steps == 0 and progress.step < progress.steps:
+            save_checkpoint(checkpoints, run.checkpoint(facts))
+    held_out = mixture.held_out()
+    scores = exact_match(run.model, encode_pairs(held_out, tokenizer)) if held_out else {}
+    made = recipe(config, run.model, tokenizer, scores)
+    with storage_errors(f"write {output}", where=output):
+        output.mkdir(parents=True, exist_ok=True)
+        run.model.save_pretrained(output)
+        tokenizer.save_pretrained(output)
+        write_durably(finished, json.dumps(made, indent=1).encode())
+        shutil.rmtree(checkpoints, ignore_errors=True)
+    return made

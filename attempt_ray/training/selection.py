@@ -27,8 +27,8 @@ class Kept:
 
     step: int
     """Optimizer steps it had taken."""
-    score: float
-    """Dev score it was chosen by: a mean over tasks, or one task's."""
+    score: float | None
+    """Dev score it was chosen by: a mean over tasks, or one task's; None where it is the only one."""
     state: State
     """All tensors that train."""
 
@@ -79,8 +79,8 @@ class Selection:
         self.stale = 0 if improved else self.stale + 1
         if self.rule == "per_task":
             for task in self.tasks:
-                score = evaluations[task].headline
-                if task not in self.kept or score > self.kept[task].score:
+                kept, score = self.kept.get(task), evaluations[task].headline
+                if kept is None or kept.score is None or score > kept.score:
                     self.kept[task] = Kept(step, score, state)
                     self.records[task] = evaluations[task].record()
         elif improved or self.rule == "last":

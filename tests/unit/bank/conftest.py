@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -87,3 +87,19 @@ def fork() -> Callable[[Callable[[], Any]], Callable[..., Any]]:
         return finish
 
     return start
+
+
+@pytest.fixture
+def flips() -> Callable[[Path], Iterator[bytes]]:
+    """Return an iterator that flips one bit of each byte of a file, yields what it holds then, and puts it back."""
+
+    def work(path: Path) -> Iterator[bytes]:
+        whole = path.read_bytes()
+        with path.open("r+b", buffering=0) as file:
+            for place, byte in enumerate(whole):
+                flipped = bytes([byte ^ (1 << place % 8)])
+                os.pwrite(file.fileno(), flipped, place)
+                yield whole[:place] + flipped + whole[place + 1 :]
+                os.pwrite(file.fileno(), bytes([byte]), place)
+
+    return work

@@ -67,12 +67,9 @@ def test_old_moves_are_forgotten_and_rollback_stops_there():
     assert aliases.previous("champion") == MAX_MOVES + 4
 
 
-def test_a_flip_of_any_byte_is_found(storage, tmp_path):
+def test_a_flip_of_any_byte_is_found(storage, flips, tmp_path):
     write_aliases(storage, moves(1, 2))
-    path = tmp_path / "source" / "mnli" / ALIASES
-    whole = path.read_bytes()
-    for place in range(len(whole)):
-        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+    for _ in flips(tmp_path / "source" / "mnli" / ALIASES):
         with pytest.raises(IntegrityError, match=f"{ALIASES}.*no alias was read or moved"):
             read_aliases(storage, "source", "mnli")
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -16,18 +17,21 @@ from attempt_ray.bank.remote import CLAIM
 
 
 @pytest.fixture
-def root(bank, facts, prompt):
+def root(bank, facts, prompt, tmp_path_factory):
     """A bank with two versions of one prompt, another prompt, a module G and aliases."""
-    for seed in (1, 2):
-        bank.publish("source", "mnli", prompt(seed), facts)
-    bank.publish("target", "rte", prompt(3), facts)
-    shapes = {"down.weight": (2, 8), "up.weight": (8, 2), "norm.weight": (8,), "norm.bias": (8,)}
-    bank.publish(
-        "attention", "rte", {name: np.ones(shape, np.float32) for name, shape in shapes.items()}, facts
-    )
-    bank.promote("source/mnli@v1")
-    bank.set_alias("source", "mnli", "candidate", 2)
-    return Path(bank.place)
+    whole = tmp_path_factory.getbasetemp() / "whole-bank"
+    if not whole.exists():
+        shelf = Bank(str(whole))
+        for seed in (1, 2):
+            shelf.publish("source", "mnli", prompt(seed), facts)
+        shelf.publish("target", "rte", prompt(3), facts)
+        shapes = {"down.weight": (2, 8), "up.weight": (8, 2), "norm.weight": (8,), "norm.bias": (8,)}
+        shelf.publish(
+            "attention", "rte", {name: np.ones(shape, np.float32) for name, shape in shapes.items()}, facts
+        )
+        shelf.promote("source/mnli@v1")
+        shelf.set_alias("source", "mnli", "candidate", 2)
+    return shutil.copytree(whole, Path(bank.place))
 
 
 def flip(path: Path, place: int = -1) -> None:
@@ -139,9 +143,7 @@ def test_a_writer_at_work_is_no_problem(root, bank, fork):
         with LocalStorage(root).lock():
             temporary.mkdir()
             os.write(writing, b"x")
-            # Long enough for the check to list the directory and wait for the lock.
-            os.read(os.pipe()[0], 0)
-            __import__("time").sleep(0.1)
+            time.sleep(0.1)  # the check lists the directory and waits for the lock
             temporary.rmdir()
 
     finish = fork(work)

@@ -114,11 +114,11 @@ def test_links_are_not_followed(storage, tmp_path):
     assert {entry.kind for entry in storage.entries("") if entry.name != "source"} == {"other"}
 
 
-def test_pipes_devices_and_sockets_are_refused_at_once(storage):
+def test_pipes_devices_and_sockets_are_refused_at_once(storage, monkeypatch):
     storage.root.mkdir()
     os.mkfifo(storage.root / "pipe")
     listener = socket.socket(socket.AF_UNIX)
-    os.chdir(storage.root)
+    monkeypatch.chdir(storage.root)
     listener.bind("socket")
     listener.close()
     for name in ("pipe", "socket"):

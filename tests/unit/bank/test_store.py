@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import os
+import pickle
 import random
 import re
 import shutil
@@ -167,6 +168,18 @@ def test_non_finite_tensors_are_refused(bank, facts):
     assert not Path(bank.place).exists()
 
 
+@pytest.mark.parametrize("value", [float("nan"), object(), {1: 2}.keys()])
+def test_a_recipe_that_is_no_json_is_refused(bank, facts, prompt, value):
+    with pytest.raises(BankError, match="plain JSON"):
+        bank.publish("source", "mnli", prompt(1), facts.model_copy(update={"recipe": {"x": [value]}}))
+    assert not Path(bank.place).exists()
+
+
+def test_a_bank_travels_to_a_worker(any_bank, facts, prompt):
+    any_bank.publish("source", "mnli", prompt(1), facts)
+    assert pickle.loads(pickle.dumps(any_bank)).load("source/mnli").version.number == 1
+
+
 def test_a_damaged_file_is_neither_served_nor_promoted(published):
     published.promote("source/mnli@v1")
     path = Path(published.place) / "source" / "mnli" / "v000003" / "tensors.safetensors"
@@ -284,10 +297,11 @@ def test_killed_publishers_lose_nothing_and_leave_nothing(bank, facts, fork):
 
         finish = fork(work)
         os.close(writing)
-        time.sleep(draw.uniform(0.0, 0.03))
-        assert finish(kill=signal.SIGKILL) == -signal.SIGKILL
         with os.fdopen(reading) as pipe:
-            acknowledged = [line.split() for line in pipe.read().splitlines()]
+            first = [pipe.readline()] if kill % 2 else []
+            time.sleep(draw.uniform(0.0, 0.03))
+            assert finish(kill=signal.SIGKILL) == -signal.SIGKILL
+            acknowledged = [line.split() for line in (*first, *pipe)]
         for number, value in acknowledged:
             assert bank.load(f"source/mnli@v{number}").tensors["prompt"][0, 0] == int(value)
         if acknowledged:
@@ -347,7 +361,7 @@ def test_a_full_disk_names_the_bytes_and_changes_nothing(published, facts, promp
         raise OSError(errno.ENOSPC, "full")
 
     monkeypatch.setattr(os, "fsync", refuse)
-    message = r"cannot publish .*/bank/source/mnli/v000004: No space left on device \([\d,]+ bytes needed, [\d,]+ bytes free"
+    message = r"cannot commit .*/bank/source/mnli/v000004: No space left on device \([\d,]+ bytes needed, [\d,]+ bytes free"
     with pytest.raises(StorageError, match=message):
         published.publish("source", "mnli", prompt(9), facts)
     with pytest.raises(StorageError):

@@ -1,0 +1,453 @@
+"""One run from config to report: gather, resume or start, train, select, test, publish.
+
+A run is a directory named by the digest of its config and of all content it reads. Executing the same run again goes
+on where it was, bit for bit, and once it has finished returns its report.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch.optim import AdamW
+
+from attempt_ray.config import Config
+from attempt_ray.data.batching import BatchStream
+from attempt_ray.errors import BackboneError, ConfigError, NonFiniteError
+from attempt_ray.model.methods import Method
+from attempt_ray.training.checkpoint import (
+    Checkpoint,
+    load_checkpoint,
+    optimizer_tensors,
+    remove_checkpoints,
+    restore_optimizer,
+    save_checkpoint,
+)
+from attempt_ray.training.directory import History, RunDirectory, run_name
+from attempt_ray.training.evaluation import Evaluation, evaluate
+from attempt_ray.training.ingredients import Ingredients, forget_backbone, gather
+from attempt_ray.training.loop import Progress, train
+from attempt_ray.training.optimizer import (
+    LinearSchedule,
+    StepPlan,
+    build_optimizer,
+    paper_epochs,
+    plan_steps,
+)
+from attempt_ray.training.publishing import is_published, publish
+from attempt_ray.training.report import build_report
+from attempt_ray.training.selection import SHARED, Kept, Selection
+
+HISTORY_LINES = 1000
+"""Most training steps written to metrics.jsonl; longer runs write every n-th."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """Something other than a step that a watching person may want to know."""
+
+    kind: str
+    """`plan`, `resumed`, `damaged`, `evaluated`, `stopped`, `published` or `finished`."""
+    message: str
+    """One line for people."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """The same for programs, as plain JSON."""
+
+
+OnProgress = Callable[[Progress | Event], None]
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A finished run."""
+
+    directory: Path
+    """Its directory."""
+    report: Mapping[str, Any]
+    """The content of its report.json."""
+
+
+def execute(config: Config, *, on_progress: OnProgress | None = None) -> RunResult:
+    """Execute a run to its end and return its report; a finished one is not executed again.
+
+    A run that was interrupted goes on from its newest whole checkpoint and ends exactly as if it had never stopped, on
+    the same machine and number of threads. A finished run is published again where the bank of the config does not
+    hold what it learned.
+
+    Args:
+        config: The run.
+        on_progress: Called after every optimizer step and on every event, in this thread.
+
+    Raises:
+        ConfigError: The config cannot be run, or another process executes the same run.
+        BackboneError: The backbone cannot be loaded, a prompt was made for another one, or its weights moved.
+        BankError: The bank does not hold what the config names, or refuses what the run learned.
+        DataError: Rows are missing or cannot be used.
+        NonFiniteError: Training met NaN or infinity; the last good state is kept in the run's directory.
+        StorageError: The disk or store refused.
+    """
+    return _execute(config, _train_and_select, rows="all", on_progress=on_progress)
+
+
+def mixture_without_training(config: Config, *, on_progress: OnProgress | None = None) -> RunResult:
+    """Use a prior on tasks that have no training data: a run of no step.
+
+    The target prompts are what training would start from, a source prompt by default, and G is the prior. Neither
+    training nor dev rows are read, and the outcome is scored on the test rows, reported under the label
+    `attempt_prior` and published like any other.
+
+    Args:
+        config: A target run of ATTEMPT; `attention.prior` names the prior, unless the weights are constant.
+        on_progress: Called on every event.
+
+    Raises:
+        ConfigError: The config is not such a run.
+        AttemptError: As `execute`.
+    """
+    if config.job != "target" or config.method != "attempt":
+        raise ConfigError(
+            f"a mixture without training got job '{config.job}' and method '{config.method}'; set job=target and "
+            "method=attempt"
+        )
+    if config.attention.weights == "learned" and config.attention.prior is None:
+        raise ConfigError("a mixture without training needs a G; name one in attention.prior")
+    return _execute(config, _keep_start, rows="test", on_progress=on_progress)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Run:
+    """A run under way."""
+
+    ingredients: Ingredients
+    method: Method
+    digest: str
+    directory: RunDirectory
+    emit: OnProgress
+
+    @property
+    def config(self) -> Config:
+        return self.ingredients.config
+
+    def event(self, kind: str, message: str, **facts: Any) -> None:
+        self.emit(Event(kind=kind, message=message, facts=facts))
+
+    def new_selection(self) -> Selection:
+        training = self.config.training
+        return Selection(rule=training.selection, tasks=self.config.tasks, patience=training.patience)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Learned:
+    """What came of training."""
+
+    selection: Selection
+    plan: StepPlan
+    steps: int
+    tokens: int
+
+
+@dataclass
+class _Totals:
+    """What a run has counted, this process's restarts included."""
+
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+
+
+def _execute(
+    config: Config,
+    learn: Callable[[_Run, _Totals], _Learned],
+    *,
+    rows: Literal["all", "test"],
+    on_progress: OnProgress | None,
+) -> RunResult:
+    emit = on_progress or (lambda _: None)
+    with _torch_settings(config):
+        ingredients = gather(config, rows=rows)
+        method, digest = ingredients.build(), ingredients.digest()
+        directory = RunDirectory(Path(config.runs).expanduser() / run_name(config, digest))
+        run = _Run(ingredients=ingredients, method=method, digest=digest, directory=directory, emit=emit)
+        report = _finished(run)
+        if report is None:
+            with directory.leased(config):
+                report = _finished(run) or _completed(run, learn)
+        return RunResult(directory.path, report)
+
+
+def _finished(run: _Run) -> dict[str, Any] | None:
+    """Return the report of a run that has finished, what it learned being in the bank; None of one that has not."""
+    report = run.directory.report()
+    if report is None or report["digest"] != run.digest:
+        return None
+    if not is_published(run.config, run.digest, report["bank"]):
+        selection = run.new_selection()
+        selection.restore(report["kept"], run.directory.read_best(report["best_sha256"]))
+        report["bank"] = publish(
+            run.ingredients,
+            run.method,
+            selection,
+            digest=run.digest,
+            scores=report["scores"],
+            steps=report["steps"],
+        )
+        run.directory.write_report(report)
+        run.event("published", f"published again: {', '.join(report['bank'].values())}", **report["bank"])
+    run.event("finished", f"finished before: {run.directory.path}")
+    return report
+
+
+def _completed(run: _Run, learn: Callable[[_Run, _Totals], _Learned]) -> dict[str, Any]:
+    """Take the run to its end and return its report."""
+    config, directory, started = run.config, run.directory, time.monotonic()
+    totals = _Totals()
+    learned = learn(run, totals)
+    selection = learned.selection
+    best_sha256 = directory.write_best(selection.tensors())
+    finals, scores = _final_scores(run, selection)
+    unchanged = _backbone_unchanged(run)
+    report = build_report(
+        run.ingredients,
+        run.method,
+        selection,
+        digest=run.digest,
+        plan=learned.plan,
+        steps=learned.steps,
+        finals=finals,
+        scores=scores,
+        tokens=learned.tokens,
+        seconds=totals.seconds + time.monotonic() - started,
+        backbone_unchanged=unchanged,
+    )
+    references = publish(
+        run.ingredients,
+        run.method,
+        selection,
+        digest=run.digest,
+        scores=scores,
+        steps=learned.steps,
+    )
+    report |= {"bank": references, "best_sha256": best_sha256}
+    if not run.ingredients.train:
+        report["label"] = "attempt_prior"
+    directory.write_report(report)
+    remove_checkpoints(directory.checkpoints)
+    if references:
+        run.event("published", f"published {', '.join(references.values())}", **references)
+    headlines = {task: finals[task].headline for task in config.tasks}
+    shown = ", ".join(f"{task} {value:.1f}" for task, value in headlines.items())
+    run.event("finished", f"finished: {shown}", **headlines)
+    return report
+
+
+def _keep_start(run: _Run, _totals: _Totals) -> _Learned:
+    """Keep the method as it starts."""
+    selection = run.new_selection()
+    state = run.method.trainable_state()
+    names = run.config.tasks if selection.rule == "per_task" else (SHARED,)
+    selection.kept = {name: Kept(0, None, state) for name in names}
+    plan = StepPlan(steps=0, warmup_steps=0, steps_per_epoch=1, eval_steps=1)
+    return _Learned(selection=selection, plan=plan, steps=0, tokens=0)
+
+
+def _train_and_select(run: _Run, totals: _Totals) -> _Learned:
+    """Train to the end of the budget, or until patience runs out, from wherever the run stands."""
+    config, method = run.config, run.method
+    stream = _stream(run.ingredients)
+    plan = _plan(run.ingredients, stream)
+    run.event("plan", plan.describe(), steps=plan.steps, steps_per_epoch=plan.steps_per_epoch)
+    optimizer = build_optimizer(method, config.training)
+    selection = run.new_selection()
+    _resume(run, optimizer, selection, totals)
+    history = run.directory.history(through=totals.step)
+    started, seconds_before = time.monotonic(), totals.seconds
+
+    def save() -> None:
+        history.sync()
+        save_checkpoint(
+            run.directory.checkpoints,
+            Checkpoint(
+                step=totals.step,
+                trainable=method.trainable_state(),
+                optimizer=optimizer_tensors(optimizer),
+                best=selection.tensors(),
+                facts={
+                    "selection": selection.facts(),
+                    "tokens": totals.tokens,
+                    "seconds": seconds_before + time.monotonic() - started,
+                },
+            ),
+        )
+
+    steps = train(
+        method,
+        stream,
+        optimizer=optimizer,
+        schedule=LinearSchedule(plan.steps, plan.warmup_steps),
+        seed=config.seed,
+        max_grad_norm=config.training.max_grad_norm,
+        absent_tasks=config.training.absent_tasks,
+        start_step=plan.steps if selection.stopped else totals.step,
+    )
+    every = -(-plan.steps // HISTORY_LINES)
+    try:
+        for progress in steps:
+            totals.step = progress.step
+            totals.tokens += progress.tokens
+            last = progress.step == plan.steps
+            if last or progress.step % every == 0:
+                seconds = seconds_before + time.monotonic() - started
+                history.add(_line(progress, tokens=totals.tokens, seconds=seconds))
+            run.emit(progress)
+            if last or progress.step % plan.eval_steps == 0:
+                _select(run, selection, history, step=progress.step)
+            if last or selection.stopped or progress.step % config.training.checkpoint_steps == 0:
+                save()
+            if selection.stopped:
+                run.event("stopped", f"stopped early after {progress.step} steps", step=progress.step)
+                break
+    except NonFiniteError as error:
+        save()
+        if selection.kept:
+            run.directory.write_best(selection.tensors())
+        raise NonFiniteError(
+            f"{error}; the state after step {totals.step} is kept in {run.directory.path}"
+        ) from None
+    finally:
+        history.close()
+    return _Learned(selection=selection, plan=plan, steps=totals.step, tokens=totals.tokens)
+
+
+def _resume(run: _Run, optimizer: AdamW, selection: Selection, totals: _Totals) -> None:
+    """Set everything to the newest whole checkpoint, where there is one."""
+    checkpoint = load_checkpoint(
+        run.directory.checkpoints, on_damage=lambda message: run.event("damaged", message)
+    )
+    if checkpoint is None:
+        return
+    run.method.load_trainable_state(checkpoint.trainable)
+    restore_optimizer(optimizer, checkpoint.optimizer)
+    selection.restore(checkpoint.facts["selection"], checkpoint.best)
+    totals.step = checkpoint.step
+    totals.tokens = checkpoint.facts["tokens"]
+    totals.seconds = checkpoint.facts["seconds"]
+    run.event("resumed", f"resumed after step {checkpoint.step}", step=checkpoint.step)
+
+
+def _select(run: _Run, selection: Selection, history: History, *, step: int) -> None:
+    """Evaluate every task on its dev rows and let the selection decide."""
+    evaluations = {
+        split.task.name: evaluate(run.method, split, task_index=index, config=run.config)
+        for index, split in enumerate(run.ingredients.dev)
+    }
+    improved = selection.update(step, evaluations, run.method.trainable_state())
+    values = {
+        f"dev/{task}/{metric}": value
+        for task, evaluation in evaluations.items()
+        for metric, value in evaluation.scores.items()
+    }
+    mean = sum(evaluation.headline for evaluation in evaluations.values()) / len(evaluations)
+    history.add({"step": step, **values, "dev/mean": mean})
+    run.event(
+        "evaluated",
+        f"step {step}: dev {mean:.2f}{' (best)' if improved else ''}",
+        step=step,
+        mean=mean,
+        improved=improved,
+        **values,
+    )
+
+
+def _final_scores(
+    run: _Run, selection: Selection
+) -> tuple[dict[str, Evaluation], dict[str, dict[str, dict[str, Any]]]]:
+    """Return each task's evaluation in the state kept for it, and its scores by split.
+
+    That is on test rows, but for a prior: its prompts are thrown away, so its dev rows tell enough.
+    """
+    prior = run.config.job == "prior"
+    finals: dict[str, Evaluation] = {}
+    scores: dict[str, dict[str, dict[str, Any]]] = {}
+    for index, split in enumerate(run.ingredients.dev if prior else run.ingredients.test):
+        task = split.task.name
+        run.method.load_trainable_state(selection.state_for(task))
+        finals[task] = evaluate(run.method, split, task_index=index, config=run.config)
+        scores[task] = {"dev": selection.records[task]} if task in selection.records else {}
+        if not prior:
+            scores[task]["test"] = finals[task].record()
+    return finals, scores
+
+
+def _backbone_unchanged(run: _Run) -> bool | None:
+    """Check that the frozen weights are those from before; return None where they are meant to move.
+
+    Raises:
+        BackboneError: They moved, so nothing that the run learned can be trusted.
+    """
+    if run.config.method == "finetune":
+        return None
+    found = run.ingredients.backbone.fingerprint()
+    if found != run.ingredients.fingerprint:
+        forget_backbone()
+        raise BackboneError(
+            f"backbone '{run.ingredients.backbone.identity.name}' had weights {run.ingredients.fingerprint[:12]} before "
+            f"the run and {found[:12]} after it; nothing was published; remove {run.directory.path} and run again"
+        )
+    return True
+
+
+def _stream(ingredients: Ingredients) -> BatchStream:
+    """Return the run's batches: `data.batch_rows` for each task, so that N tasks take N times as many per step."""
+    data = ingredients.config.data
+    return BatchStream(
+        ingredients.train,
+        seed=ingredients.config.seed,
+        rows=data.batch_rows * len(ingredients.tasks),
+        tokens=data.batch_tokens,
+        mixing=data.mixing,
+        mixing_temperature=data.mixing_temperature,
+        pad_id=ingredients.backbone.pad_id,
+    )
+
+
+def _plan(ingredients: Ingredients, stream: BatchStream) -> StepPlan:
+    rows = [len(split) for split in ingredients.train]
+    return plan_steps(
+        ingredients.config.training,
+        steps_per_epoch=stream.steps_per_epoch,
+        default_epochs=paper_epochs(ingredients.config, tasks=ingredients.tasks, train_rows=rows),
+    )
+
+
+def _line(progress: Progress, *, tokens: int, seconds: float) -> dict[str, Any]:
+    rates = {f"lr_{name}": rate for name, rate in progress.learning_rates.items()}
+    return {
+        "step": progress.step,
+        "loss": progress.loss,
+        "grad_norm": progress.grad_norm,
+        **rates,
+        "tokens": tokens,
+        "seconds": round(seconds, 3),
+    }
+
+
+@contextmanager
+def _torch_settings(config: Config) -> Iterator[None]:
+    """Set what bit-identical results need, for the time of a run."""
+    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    if config.training.threads is not None:
+        torch.set_num_threads(config.training.threads)
+    if torch.device(config.device).type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # wanted by deterministic cuBLAS
+        torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(deterministic)

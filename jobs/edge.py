@@ -1,0 +1,117 @@
+"""Where the jobs meet the person who types: presets, exit codes, one line of JSON, one line of error.
+
+Nothing heavy is imported at the top, so that `attempt --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from attempt_ray.config import Config
+
+PRESETS = Path(__file__).parent / "presets"
+
+DONE, FAILED, MISTAKE, INTERRUPTED = 0, 1, 2, 130
+"""Exit codes: all done; something broke; the user can mend it; Ctrl-C."""
+
+Result = Mapping[str, Any]
+"""What a job prints as JSON. Under `failed`, a list of `{"run", "error", "user_error"}` for what was set aside."""
+
+
+def preset_names() -> list[str]:
+    """Return the name of every preset, such as `paper/t5-base`."""
+    return sorted(path.relative_to(PRESETS).with_suffix("").as_posix() for path in PRESETS.rglob("*.yaml"))
+
+
+def config_paths(names: Iterable[str]) -> list[Path]:
+    """Return the YAML file of every name: a file's path, or a preset.
+
+    Raises:
+        ConfigError: There is neither a file nor a preset of that name.
+    """
+    from attempt_ray.errors import ConfigError, unknown_name
+
+    paths = []
+    for name in names:
+        preset = PRESETS / f"{name}.yaml"
+        if name in preset_names():
+            paths.append(preset)
+        elif Path(name).suffix in (".yaml", ".yml") or Path(name).is_file():
+            paths.append(Path(name).expanduser())
+        else:
+            raise ConfigError(unknown_name("preset or YAML file", name, preset_names()))
+    return paths
+
+
+def load_config(names: Sequence[str], settings: Sequence[str] = ()) -> Config:
+    """Return the config of presets or files, later ones winning, and of `section.key=value` settings.
+
+    Raises:
+        ConfigError: A name, key or value cannot be used.
+    """
+    from attempt_ray import config
+
+    return config.load(config_paths(names), settings)
+
+
+def perform(call: Callable[[], Result | None]) -> NoReturn:
+    """Call a job, print its result as one line of JSON on stdout, and exit.
+
+    Exits with 2 and one line on stderr where the user can mend it (`AttemptError`, or a disk that refuses), with 1
+    after a traceback for anything else, and with 130 for Ctrl-C.
+    """
+    code = DONE
+    try:
+        with one_line_errors():
+            result = call()
+            if result is not None:
+                sys.stdout.write(json.dumps(result, allow_nan=False) + "\n")
+                sys.stdout.flush()
+                code = _code(result.get("failed", ()))
+    except KeyboardInterrupt:
+        tell("interrupted; run the same command again to go on from the last checkpoint")
+        code = INTERRUPTED
+    except SystemExit:
+        raise
+    except BaseException:  # noqa: BLE001 - the outermost edge
+        traceback.print_exc()
+        code = FAILED
+    raise SystemExit(code)
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Exit with 2 and one line on stderr when the block raises what the user can mend."""
+    from attempt_ray.bank.durable import storage_errors
+    from attempt_ray.errors import AttemptError
+
+    try:
+        with storage_errors("go on"):
+            yield
+    except AttemptError as error:
+        tell(f"error: {one_line(error)}")
+        raise SystemExit(MISTAKE) from None
+
+
+def one_line(error: object) -> str:
+    """Return a text on one line."""
+    return " ".join(str(error).split())
+
+
+def tell(text: str) -> None:
+    """Print a line for people."""
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()
+
+
+def _code(failed: Sequence[Mapping[str, Any]]) -> int:
+    if not failed:
+        return DONE
+    return MISTAKE if all(item["user_error"] for item in failed) else FAILED
