@@ -192,6 +192,8 @@ class StudyConfig(Section):
     """True source tasks of a target, where they are known; SPoT starts from the first one."""
     source_steps: int | None = Field(default=None, ge=1)
     """Optimizer steps of each source prompt; None takes `training`'s budget."""
+    source_batch_rows: int | None = Field(default=None, ge=1)
+    """Rows per step of each source prompt; None takes `data.batch_rows`."""
     prior_steps: int | None = Field(default=None, ge=1)
     """Optimizer steps of each attention prior; 0 steps is written as `prior: false`."""
     prior: bool = True

@@ -6,6 +6,7 @@ Nothing heavy is imported at the top, so that `attempt --help` answers at once.
 from __future__ import annotations
 
 import json
+import os
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -68,6 +69,9 @@ def perform(call: Callable[[], Result | None]) -> NoReturn:
     after a traceback for anything else, and with 130 for Ctrl-C.
     """
     code = DONE
+    if not sys.stderr.isatty():
+        # Libraries draw bars of their own, which are no lines.
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
         with one_line_errors():
             result = call()

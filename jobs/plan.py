@@ -81,6 +81,7 @@ def source_jobs(config: Config) -> list[Job]:
                 tasks=(source,),
                 prompt=_fresh_start(config),
                 attention=_UNREAD_ATTENTION,
+                data={"batch_rows": config.study.source_batch_rows or config.data.batch_rows},
                 training=_budget(config.study.source_steps),
             ),
         )

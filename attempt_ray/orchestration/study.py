@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from attempt_ray.config import Config
@@ -159,6 +159,11 @@ class Study:
 
     def _settle(self, result: PoolResult) -> None:
         self._results[result.key] = result
+
+
+def progress_facts(progress: Any) -> dict[str, Any]:
+    """Return what a run says of itself (a dataclass) as plain data; `kind` is `step` unless it names another."""
+    return {"kind": "step", **asdict(progress)}
 
 
 def describe_error(error: Exception) -> dict[str, Any]:

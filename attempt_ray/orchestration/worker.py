@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -14,7 +13,7 @@ import ray.train
 
 from attempt_ray.config import Config, parse
 from attempt_ray.errors import AttemptError
-from attempt_ray.orchestration.study import describe_error
+from attempt_ray.orchestration.study import describe_error, progress_facts
 
 _POLL_SECONDS = 0.2
 _PROGRESS_SECONDS = 0.5
@@ -95,8 +94,8 @@ def execute_lease(lease: Mapping[str, Any], *, work: Work | None, queue: Notes) 
 
         def on_progress(progress: Any) -> None:
             nonlocal last
-            facts = dataclasses.asdict(progress)
-            step = facts.setdefault("kind", "step") == "step"
+            facts = progress_facts(progress)
+            step = facts["kind"] == "step"
             if not step or time.monotonic() - last >= _PROGRESS_SECONDS:
                 last = time.monotonic() if step else last
                 queue.progress(key, number, facts)

@@ -82,10 +82,12 @@ def train(
     """
     trainables = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     device = method.backbone.device
+    method.train()  # the backbone under it may be in another mode
     for step in range(start_step, schedule.steps):
         batch = stream.batch(step).to(device)
         rates = schedule.apply(optimizer, step)
-        method.train()
+        if not method.training:
+            method.train()
         with seeded(device, f"dropout/{seed}/{step}"):
             loss = method.loss(batch)
             loss_value = loss.item()
@@ -116,7 +118,11 @@ def seeded(device: torch.device, what: str) -> Iterator[None]:
     """Draw from generators seeded by the text `what` inside the block; the global ones are unmoved after it."""
     seed = int.from_bytes(hashlib.sha256(what.encode()).digest()[:8]) >> 1
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
+        # torch.manual_seed would format a stack trace at every call, which costs as much as a small layer.
+        torch.default_generator.manual_seed(seed)
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
         yield
 
 

@@ -46,6 +46,9 @@ from attempt_ray.training.muon import Muon
 HELD_OUT_PAIRS = 2000
 """Supervised pairs that are kept from training, to measure what was learned."""
 
+VOCABULARY_PAIRS = 20_000
+"""Pairs and texts of the micro-world that its words are gathered from."""
+
 _NOT_OF_THE_RECIPE = {"output", "threads", "checkpoint_steps"}
 
 Pair = tuple[str, str]
@@ -262,10 +265,16 @@ class Mixture:
         )
 
     def _words(self) -> set[str]:
-        """Return every word of the mixture and of the templates and labels of all tasks."""
+        """Return every word of the mixture; a sample of the micro-world this large holds all of its words."""
         split = _word_split()
-        texts = [text for number in range(len(self._config.phases)) for pair in self.phase(number) for text in pair]
-        texts += [text for pair in skills.template_pairs(Random(self._config.seed)) for text in pair]
+        if self._config.corpus == "microworld":
+            rng = Random(f"{self._config.seed}/vocabulary")
+            drawn = islice(skills.pairs(rng, told=0.5), VOCABULARY_PAIRS)
+            texts = [text for pair in (*drawn, *skills.template_pairs(rng)) for text in pair]
+            texts += islice(skills.texts(rng), VOCABULARY_PAIRS)
+        else:
+            texts = [text for pairs in self._pairs.values() for pair in pairs for text in pair]
+            texts += [" ".join(words) for words in self._passages]
         return {word for text in set(texts) for word, _ in split.pre_tokenize_str(text.lower())}
 
 
@@ -343,17 +352,22 @@ class Pretraining:
             ),
         )
 
-    def advance(self, streams: Sequence[BatchStream]) -> Iterator[PretrainProgress]:
-        """Take the remaining steps, yielding after each; `streams` holds one stream a phase.
+    def advance(self, stream_of: Callable[[int], BatchStream]) -> Iterator[PretrainProgress]:
+        """Take the remaining steps, yielding after each; `stream_of` makes the stream of a phase.
 
         Raises:
             NonFiniteError: Loss or gradient is NaN or infinite; the step was not taken.
         """
-        ends = [sum(phase.steps for phase in self.config.phases[: number + 1]) for number in range(len(streams))]
         self.model.train()
-        while self.step < self.config.steps:
-            phase = next(number for number, end in enumerate(ends) if self.step < end)
-            batch = streams[phase].batch(self.step)
+        end = 0
+        for number, phase in enumerate(self.config.phases):
+            end += phase.steps
+            if self.step < end:
+                yield from self._advance_to(end, stream_of(number))
+
+    def _advance_to(self, end: int, stream: BatchStream) -> Iterator[PretrainProgress]:
+        while self.step < end:
+            batch = stream.batch(self.step)
             torch.manual_seed(self.config.seed * 1_000_003 + self.step)
             for optimizer in self.optimizers:
                 for group in optimizer.param_groups:
@@ -471,25 +485,25 @@ def pretrain(config: PretrainConfig, *, on_progress: Callable[[PretrainProgress]
         raise ConfigError(f"{output} holds a backbone made by another recipe; set output to a new directory")
     mixture = Mixture(config)
     tokenizer = mixture.tokenizer()
-    streams = [
-        BatchStream(
+
+    def stream_of(number: int) -> BatchStream:
+        return BatchStream(
             [encode_pairs(mixture.phase(number), tokenizer)],
             seed=config.seed,
             rows=1,
             tokens=config.batch_tokens,
             pad_id=tokenizer.pad_token_id,
         )
-        for number in range(len(config.phases))
-    ]
+
     run = Pretraining.start(config, tokenizer)
-    facts = {"config": asked, "tokenizer": tokenizer_sha256(tokenizer), "data": [stream.digest for stream in streams]}
+    facts = {"config": asked, "tokenizer": tokenizer_sha256(tokenizer)}
     checkpoints = output / "checkpoints"
     saved = load_checkpoint(checkpoints)
     if saved is not None:
         if saved.facts != facts:
             raise ConfigError(f"{output} holds checkpoints of another recipe; set output to a new directory")
         run.restore(saved)
-    for progress in run.advance(streams):
+    for progress in run.advance(stream_of):
         on_progress(progress)
         if progress.step % config.checkpoint_steps == 0 and progress.step < progress.steps:
             save_checkpoint(checkpoints, run.checkpoint(facts))

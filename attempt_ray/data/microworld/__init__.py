@@ -8,6 +8,9 @@ from typing import Any
 from attempt_ray.data.microworld.miniatures import EVALUATION_ROWS, MINIATURES, PARENTS, TRAIN_ROWS
 from attempt_ray.errors import DataError, unknown_name
 
+MOST_MISSES = 10_000
+"""Draws in a row without a new one after which a miniature counts as exhausted."""
+
 __all__ = ["EVALUATION_ROWS", "MINIATURES", "PARENTS", "TRAIN_ROWS", "rows"]
 
 
@@ -48,9 +51,10 @@ def _distinct(task: str, rng: Random, count: int, seen: set[str]) -> list[dict[s
         key = repr(row)
         if key in seen:
             misses += 1
-            if misses > 100 * count:
+            if misses > MOST_MISSES:
                 raise DataError(f"the miniature '{task}' has fewer than {count} distinct rows; ask for fewer")
             continue
+        misses = 0
         seen.add(key)
         drawn.append(row)
     return drawn

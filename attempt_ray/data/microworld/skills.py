@@ -178,26 +178,34 @@ def pairs(rng: Random, *, told: float = 0.6) -> Iterator[tuple[str, str]]:
 
 
 def texts(rng: Random) -> Iterator[str]:
-    """Yield short passages of the micro-world for ever, for span corruption."""
+    """Yield short passages of the micro-world for ever, for span corruption.
+
+    What one sentence says another one often says again, so that a masked word can be found in the passage: repairing
+    such text is what teaches a small model early to match one place of its input with another.
+    """
     while True:
-        lines: list[str] = []
-        for _ in range(rng.choice((2, 3, 4))):
-            match rng.randrange(6):
-                case 0:
-                    lines.append(world.judge(rng, rng.randrange(2)))
-                case 1:
-                    opening, end, pronoun, _ = miniatures.meeting(rng, 1)
-                    lines.append(f"{opening} . {pronoun} {end} .")
-                case 2:
-                    event = world.draw_event(rng)
-                    question = world.ask(rng, event)
-                    lines.append(f"{world.tell(rng, event)} {question.text} {question.answer} .")
-                case 3:
-                    event = world.draw_event(rng)
-                    lines.append(f"{world.tell(rng, event)} {world.tell(rng, world.weaken(rng, event))}")
-                case _:
-                    lines.append(world.tell(rng, world.draw_event(rng)))
+        lines = [line for _ in range(rng.choice((1, 2, 2))) for line in _twice(rng)]
+        if rng.random() < 0.3:
+            lines.append(rng.choice((world.judge(rng, rng.randrange(2)), world.tell(rng, world.draw_event(rng)))))
+        rng.shuffle(lines)
         yield " ".join(lines)
+
+
+def _twice(rng: Random) -> tuple[str, str]:
+    event = world.draw_event(rng)
+    match rng.randrange(6):
+        case 0:
+            opening, end, pronoun, person = miniatures.meeting(rng, 1)
+            return f"{opening} . {pronoun} {end} .", f"{person} {end} ."
+        case 1:
+            return miniatures.swapped_roles(rng, 1)
+        case 2:
+            return world.deny(rng, event), world.deny(rng, event)
+        case 3 | 4:
+            question = world.ask(rng, event)
+            return world.tell(rng, event), f"{question.text} {question.answer} ."
+        case _:
+            return world.tell(rng, event), world.tell(rng, world.weaken(rng, event))
 
 
 def label_pool() -> list[str]:

@@ -4,23 +4,33 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
-from attempt_ray.bank.store import Bank
 from attempt_ray.config import Config, parse
 from attempt_ray.training.ingredients import forget_backbone
 from attempt_ray.training.run import execute
 
 WORDS = tuple(f"w{number}" for number in range(30))
-PIECES = ("0", "1", "2", "premise:", "hypothesis:", "sentence1:", "sentence2:", "question:", "context:", "sentence:")
+PIECES = (
+    "0",
+    "1",
+    "2",
+    "premise:",
+    "hypothesis:",
+    "sentence1:",
+    "sentence2:",
+    "question:",
+    "context:",
+    "sentence:",
+)
 WIDTH = 16
 LENGTH = 3
 SOURCES = ("mnli", "squad")
@@ -36,7 +46,11 @@ def pair(rng: random.Random, *, classes: int, names: tuple[str, str]) -> dict[st
 
 def answer(rng: random.Random) -> dict[str, Any]:
     words = rng.sample(WORDS, k=6)
-    return {"question": words[0], "context": " ".join(words), "answers": {"text": [words[1]], "answer_start": [0]}}
+    return {
+        "question": words[0],
+        "context": " ".join(words),
+        "answers": {"text": [words[1]], "answer_start": [0]},
+    }
 
 
 ROWS: dict[str, tuple[Callable[[random.Random], dict[str, Any]], dict[str, int]]] = {
@@ -66,7 +80,10 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
         rng = random.Random(task)
         (root / "rows" / task).mkdir(parents=True)
         for split, count in counts.items():
-            lines = [json.dumps({**make(rng), "idx": number, "id": str(number), "title": ""}) for number in range(count)]
+            lines = [
+                json.dumps({**make(rng), "idx": number, "id": str(number), "title": ""})
+                for number in range(count)
+            ]
             (root / "rows" / task / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
     return root
 
@@ -96,30 +113,30 @@ def save_backbone(directory: Path) -> None:
     tokenizer.save_pretrained(directory)
 
 
+def base_config(files: Path, root: Path) -> dict[str, Any]:
+    """What all runs share: tiny, from files, everything below `root`."""
+    return {
+        "bank": str(root / "bank"),
+        "runs": str(root / "runs"),
+        "tasks": ["rte"],
+        "backbone": {"name": str(files / "backbone")},
+        "data": {
+            "origin": "files",
+            "root": str(files / "rows"),
+            "batch_rows": 4,
+            "cache_dir": str(files / "cache"),
+        },
+        "prompt": {"length": LENGTH},
+        "attention": {"sources": list(SOURCES), "bottleneck": 4},
+        "training": {"steps": 6, "eval_steps": 2, "checkpoint_steps": 2},
+        "evaluation": {"max_new_tokens": 3, "decode": "labels"},
+    }
+
+
 @pytest.fixture
 def make_config(files: Path, tmp_path: Path, filled_bank: Path) -> MakeConfig:
     """Return a function from what differs to the config of a short run; the bank holds two source prompts."""
-
-    def make(**changes: Any) -> Config:
-        small = {
-            "bank": str(filled_bank),
-            "runs": str(tmp_path / "runs"),
-            "tasks": ["rte"],
-            "backbone": {"name": str(files / "backbone")},
-            "data": {
-                "origin": "files",
-                "root": str(files / "rows"),
-                "batch_rows": 4,
-                "cache_dir": str(files / "cache"),
-            },
-            "prompt": {"length": LENGTH},
-            "attention": {"sources": list(SOURCES), "bottleneck": 4},
-            "training": {"steps": 6, "eval_steps": 2, "checkpoint_steps": 2},
-            "evaluation": {"max_new_tokens": 3},
-        }
-        return parse([small, changes])
-
-    return make
+    return lambda **changes: parse([base_config(files, filled_bank.parent), changes])
 
 
 @pytest.fixture(scope="session")
@@ -127,50 +144,18 @@ def source_bank(files: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bank with the prompts of two source runs of three steps."""
     root = tmp_path_factory.mktemp("sources")
     for task in SOURCES:
-        execute(
-            parse(
-                [
-                    {
-                        "job": "source",
-                        "method": "prompt_tuning",
-                        "tasks": [task],
-                        "bank": str(root / "bank"),
-                        "runs": str(root / "runs"),
-                        "backbone": {"name": str(files / "backbone")},
-                        "data": {
-                            "origin": "files",
-                            "root": str(files / "rows"),
-                            "batch_rows": 4,
-                            "cache_dir": str(files / "cache"),
-                        },
-                        "prompt": {"length": LENGTH},
-                        "training": {"steps": 3},
-                        "evaluation": {"max_new_tokens": 3},
-                    }
-                ]
-            )
-        )
+        source = {"job": "source", "method": "prompt_tuning", "tasks": [task], "training": {"steps": 3}}
+        execute(parse([base_config(files, root), source]))
     return root / "bank"
 
 
 @pytest.fixture
 def filled_bank(source_bank: Path, tmp_path: Path) -> Path:
     """A bank of the test's own that holds the two source prompts."""
-    there, here = Bank(str(source_bank)), Bank(str(tmp_path / "bank"))
-    for task in SOURCES:
-        loaded = there.load(f"source/{task}")
-        facts = {name: getattr(loaded.manifest, name) for name in type(loaded.manifest).__bases__[0].model_fields}
-        version = here.publish("source", task, loaded.tensors, type(loaded.manifest).__bases__[0](**facts))
-        here.promote(version.reference)
-    return tmp_path / "bank"
+    return Path(shutil.copytree(source_bank, tmp_path / "bank"))
 
 
 @pytest.fixture(autouse=True)
 def _own_backbone() -> None:
     """Load the backbone anew for every test."""
     forget_backbone()
-
-
-def prompt_of(config: Config, reference: str) -> np.ndarray[Any, Any]:
-    """Return a prompt of the config's bank."""
-    return Bank(config.bank).load(reference).tensors["prompt"]

@@ -1,13 +1,292 @@
 from __future__ import annotations
 
-from attempt_ray.training.run import execute
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from attempt_ray.bank.store import Bank
+from attempt_ray.errors import BackboneError, ConfigError, IntegrityError, NonFiniteError
+from attempt_ray.training import run as module
+from attempt_ray.training.ingredients import gather
+from attempt_ray.training.run import Event, execute, mixture_without_training
 
 
-def test_a_target_run_leaves_report_prompt_and_attention(make_config):
-    config = make_config()
+class EndedEarlyError(Exception):
+    """Stands for whatever ends a process early."""
+
+
+def interrupt_after(step):
+    def on_progress(progress):
+        if not isinstance(progress, Event) and progress.step == step:
+            raise EndedEarlyError
+
+    return on_progress
+
+
+def history(directory):
+    """The lines of metrics.jsonl without the time they took."""
+    lines = (directory / "metrics.jsonl").read_text().splitlines()
+    return [{key: value for key, value in json.loads(line).items() if key != "seconds"} for line in lines]
+
+
+def outcome(result):
+    """Everything of a run that must be alike bit for bit."""
+    report = {key: value for key, value in result.report.items() if key != "seconds"}
+    return report, history(result.directory), (result.directory / "best.safetensors").read_bytes()
+
+
+def elsewhere(config, name):
+    """The same run with a bank and run directories of its own."""
+    bank = Path(config.bank)
+    return config.updated(
+        bank=str(shutil.copytree(bank, bank.with_name(f"bank-{name}"))), runs=str(Path(config.runs) / name)
+    )
+
+
+def kinds(events):
+    return [event.kind for event in events if isinstance(event, Event)]
+
+
+def test_a_run_leaves_what_the_contract_names(make_config):
     events = []
-    result = execute(config, on_progress=events.append)
-    print(result.report)
-    print([e for e in events])
-    import os
-    print(sorted(os.listdir(result.directory)))
+    result = execute(make_config(), on_progress=events.append)
+    names = {path.name for path in result.directory.iterdir()}
+    assert {"config.json", "metrics.jsonl", "best.safetensors", "report.json"} <= names
+    assert not list((result.directory / "checkpoints").iterdir())
+    assert kinds(events) == ["plan", *["evaluated"] * 3, "published", "finished"]
+    lines = history(result.directory)
+    assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4, 5, 6]
+    assert [line["step"] for line in lines if "dev/mean" in line] == [2, 4, 6]
+    assert {"loss", "grad_norm", "lr_prompts", "lr_attention", "tokens", "step"} == set(lines[0])
+    assert {"step", "dev/rte/accuracy", "dev/mean"} == set(lines[2])
+    assert result.report["backbone_unchanged"] is True
+    assert json.loads((result.directory / "report.json").read_bytes()) == result.report
+
+
+def test_a_finished_run_returns_its_report_and_publishes_nothing(make_config):
+    config, events = make_config(), []
+    first = execute(config)
+    versions = Bank(config.bank).list()
+    second = execute(config, on_progress=events.append)
+    assert second == first
+    assert kinds(events) == ["finished"]
+    assert Bank(config.bank).list() == versions
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"method": "prompt_tuning"},
+        {"tasks": ["rte", "mrpc", "squad"], "training": {"selection": "per_task"}},
+        {"tasks": ["rte", "mrpc"], "training": {"absent_tasks": "lazy"}},
+        {"method": "finetune"},
+        {"training": {"selection": "last", "patience": 1}},
+        {"attention": {"weights": "uniform"}},
+        {"attention": {"target": "none"}},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("step", [1, 5])
+def test_an_interrupted_run_ends_like_an_uninterrupted_one(make_config, changes, step):
+    config = make_config(**changes)
+    whole = execute(elsewhere(config, "whole"))
+    if step < whole.report["steps"]:
+        with pytest.raises(EndedEarlyError):
+            execute(config, on_progress=interrupt_after(step))
+    events = []
+    resumed = execute(config, on_progress=events.append)
+    assert outcome(resumed) == outcome(whole)
+    assert ("resumed" in kinds(events)) == (2 <= step < whole.report["steps"])
+
+
+def test_interrupted_at_every_step_in_turn(make_config):
+    config = make_config(training={"checkpoint_steps": 1})
+    whole = execute(elsewhere(config, "whole"))
+    for step in range(2, 7):
+        with pytest.raises(EndedEarlyError):
+            execute(config, on_progress=interrupt_after(step))
+    assert outcome(execute(config)) == outcome(whole)
+
+
+def test_without_its_optimizer_a_resumed_run_would_differ(make_config, monkeypatch):
+    # Negative control: the comparison above can fail.
+    config = make_config()
+    whole = execute(elsewhere(config, "whole"))
+    monkeypatch.setattr(module, "restore_optimizer", lambda optimizer, tensors: None)
+    with pytest.raises(EndedEarlyError):
+        execute(config, on_progress=interrupt_after(5))
+    assert history(execute(config).directory) != history(whole.directory)
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(make_config):
+    config = make_config(training={"checkpoint_steps": 1})
+    whole = execute(elsewhere(config, "whole"))
+    with pytest.raises(EndedEarlyError):
+        execute(config, on_progress=interrupt_after(5))
+    newest = max(next(Path(config.runs).iterdir()).glob("checkpoints/step-*"))
+    (newest / "state.safetensors").write_bytes(b"")
+    events = []
+    resumed = execute(config, on_progress=events.append)
+    assert kinds(events)[:3] == ["plan", "damaged", "resumed"]
+    assert next(event for event in events if isinstance(event, Event) and event.kind == "resumed").facts == {
+        "step": 3
+    }
+    assert outcome(resumed) == outcome(whole)
+
+
+def test_a_crash_between_publishing_and_report_publishes_once(make_config):
+    config = make_config()
+    first = execute(config)
+    (first.directory / "report.json").unlink()
+    versions = Bank(config.bank).list()
+    assert outcome(execute(config))[0]["bank"] == first.report["bank"]
+    assert Bank(config.bank).list() == versions
+
+
+def test_a_finished_run_is_published_to_a_bank_that_lacks_it(make_config, source_bank, tmp_path):
+    config = make_config()
+    first = execute(config)
+    other = config.updated(bank=str(shutil.copytree(source_bank, tmp_path / "other")))
+    events = []
+    second = execute(other, on_progress=events.append)
+    assert kinds(events) == ["published", "finished"]
+    assert second.report == first.report
+    for reference in first.report["bank"].values():
+        one, two = Bank(config.bank).load(reference), Bank(other.bank).load(reference)
+        assert one.sha256 == two.sha256
+
+
+def test_damaged_kept_states_are_not_published(make_config, source_bank, tmp_path):
+    config = make_config()
+    first = execute(config)
+    (first.directory / "best.safetensors").write_bytes(b"")
+    other = config.updated(bank=str(shutil.copytree(source_bank, tmp_path / "other")))
+    with pytest.raises(IntegrityError, match="expected sha256"):
+        execute(other)
+    assert Bank(other.bank).list("target") == []
+
+
+def test_best_state_is_tested_and_published(make_config):
+    config = make_config(training={"steps": 12, "eval_steps": 1, "prompt_learning_rate": 3.0})
+    result = execute(config)
+    means = {line["step"]: line["dev/mean"] for line in history(result.directory) if "dev/mean" in line}
+    best = min(means, key=lambda step: (-means[step], step))
+    assert result.report["best_step"] == best
+    kept = load_file(result.directory / "best.safetensors")
+    prompt = Bank(config.bank).load(result.report["bank"]["rte"]).tensors["prompt"]
+    (name,) = [name for name in kept if name.endswith("prompts_NPH")]
+    assert name.startswith(f"{best}/")
+    assert torch.equal(kept[name][0], torch.from_numpy(prompt))
+
+
+def test_patience_stops_early_and_reports_the_steps_taken(make_config):
+    config = make_config(training={"steps": 60, "eval_steps": 1, "patience": 2, "prompt_learning_rate": 1e-9})
+    events = []
+    report = execute(config, on_progress=events.append).report
+    assert report["steps"] < report["planned_steps"] == 60
+    assert "stopped" in kinds(events)
+
+
+def test_batches_hold_rows_for_every_task(make_config):
+    one = execute(make_config(method="prompt_tuning", training={"epochs": 1, "steps": None}))
+    many = execute(
+        make_config(method="prompt_tuning", tasks=["rte", "mrpc"], training={"epochs": 1, "steps": None})
+    )
+    assert one.report["steps"] == 24 / 4
+    assert many.report["steps"] == -(-(24 + 12) // 8)
+
+
+def test_non_finite_training_keeps_the_last_good_state(make_config, monkeypatch):
+    config = make_config(training={"checkpoint_steps": 100})
+    original, calls = module.train, []
+
+    def poisoned(method, stream, **settings):
+        for progress in original(method, stream, **settings):
+            calls.append(progress.step)
+            if progress.step == 3:
+                method.prompts.prompts_NPH.register_hook(lambda gradient: gradient * torch.nan)
+            yield progress
+
+    monkeypatch.setattr(module, "train", poisoned)
+    with pytest.raises(NonFiniteError, match="the state after step 3 is kept in"):
+        execute(config)
+    (directory,) = Path(config.runs).iterdir()
+    assert [path.name for path in (directory / "checkpoints").iterdir()] == ["step-00000003"]
+    assert (directory / "best.safetensors").exists()
+    assert Bank(config.bank).list("target") == []
+    monkeypatch.undo()
+    assert execute(config).report["steps"] == 6
+
+
+def test_a_backbone_that_moved_is_an_error_and_nothing_is_published(make_config):
+    config = make_config()
+
+    def touch(progress):
+        if isinstance(progress, Event) and progress.kind == "plan":
+            with torch.no_grad():
+                gather(config).backbone.model.shared.weight[0] += 1
+
+    with pytest.raises(BackboneError, match=r"before the run and .* after it; nothing was published"):
+        execute(config, on_progress=touch)
+    assert Bank(config.bank).list("target") == []
+
+
+def test_two_processes_do_not_share_a_run(make_config, monkeypatch):
+    config = make_config()
+    monkeypatch.setattr("attempt_ray.training.directory.LEASE_SECONDS", 0.1)
+
+    def execute_again(progress):
+        if isinstance(progress, Event):
+            execute(config)
+
+    with pytest.raises(ConfigError, match="is being executed by process"):
+        execute(config, on_progress=execute_again)
+
+
+def test_a_prior_then_a_target_without_training_data(make_config):
+    prior = execute(make_config(job="prior", tasks=["mnli", "squad"]))
+    assert list(prior.report["bank"]) == ["attention"]
+    assert set(prior.report["scores"]["mnli"]) == {"dev"}
+    reference = prior.report["bank"]["attention"]
+    config = make_config(tasks=["cb"], attention={"prior": reference})
+    result = mixture_without_training(config)
+    report = result.report
+    assert (report["steps"], report["train_rows"], report["label"]) == (0, {"cb": 0}, "attempt_prior")
+    assert set(report["scores"]["cb"]) == {"test"}
+    bank = Bank(config.bank)
+    prompt = bank.load(report["bank"]["cb"])
+    assert (prompt.tensors["prompt"] == bank.load("source/mnli").tensors["prompt"]).all()
+    attention = bank.load(prompt.manifest.mixture.attention)
+    assert attention.sha256 == bank.load(reference).sha256
+    assert reference in prompt.manifest.parents
+    assert mixture_without_training(config) == result
+
+
+def test_a_prior_is_where_training_starts(make_config):
+    prior = execute(make_config(job="prior", tasks=["mnli", "squad"]))
+    config = make_config(attention={"prior": prior.report["bank"]["attention"]})
+    started = gather(config).build().attention_tensors()
+    stored = Bank(config.bank).load(prior.report["bank"]["attention"]).tensors
+    assert all((started[name].numpy() == stored[name]).all() for name in stored)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"method": "prompt_tuning"}, "set job=target and method=attempt"), ({}, "name one in attention.prior")],
+)
+def test_a_mixture_without_training_needs_a_prior(make_config, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        mixture_without_training(make_config(**changes))
+
+
+def test_finetuning_moves_its_own_copy_alone_and_is_not_published(make_config):
+    config = make_config(method="finetune", evaluation={"decode": "greedy"})
+    report = execute(config).report
+    assert report["backbone_unchanged"] is None
+    assert report["bank"] == {}
+    assert report["attention"] is None
+    assert gather(make_config()).backbone.fingerprint() == report["backbone"]["weights_sha256"]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self, TextIO
 
@@ -24,8 +25,10 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from attempt_ray.orchestration.study import PoolEvent
+from attempt_ray.orchestration.study import PoolEvent, progress_facts
 
+_TOLD = ("resumed", "damaged", "stopped")
+"""Kinds of events of a run that get a line of their own; its plan too, where it is the only one."""
 _PLAIN_SECONDS = 15.0
 """Least time between two plain lines of one run's steps."""
 
@@ -80,7 +83,7 @@ class Screen:
         """Show what happened to a run."""
         match event.kind:
             case "started":
-                self._runs[event.key] = _Run(began=time.monotonic())
+                self._runs[event.key] = _Run()
                 self._row(event.key)
             case "progress":
                 self._step(event.key, event.facts)
@@ -93,17 +96,24 @@ class Screen:
             case "skipped":
                 self._finish(event.key, f"{event.key}: skipped: {event.facts['error']}")
 
+    def watcher(self, key: str) -> Callable[[Any], None]:
+        """Return a function that shows what the one run of this process says of itself."""
+        self.event(PoolEvent(kind="started", key=key))
+        return lambda progress: self.event(
+            PoolEvent(kind="progress", key=key, facts=progress_facts(progress))
+        )
+
     def _row(self, key: str) -> TaskID:
         if key not in self._rows:
             self._rows[key] = self._progress.add_task(key, total=None, news="")
         return self._rows[key]
 
     def _step(self, key: str, facts: Mapping[str, Any]) -> None:
-        run = self._runs.setdefault(key, _Run(began=time.monotonic()))
-        if message := facts.get("message"):
-            self.say(f"{key}: {message}")
-        if "loss" not in facts:
+        run = self._runs.setdefault(key, _Run())
+        if facts["kind"] != "step":
             run.note(facts)
+            if facts["kind"] in _TOLD or (facts["kind"] == "plan" and self._total == 1):
+                self.say(f"{key}: {facts['message']}")
             return
         run.step(facts)
         self._progress.update(
@@ -123,23 +133,37 @@ class Screen:
         self.say(line)
 
 
+@contextmanager
+def step_bar(name: str, *, total: int) -> Iterator[Callable[..., None]]:
+    """Show one run of `total` steps; yields a function of the step and of numbers to show beside it, such as the loss."""
+    with Screen() as screen:
+        screen.event(PoolEvent(kind="started", key=name))
+
+        def advance(step: int, *, loss: float, **_more: float) -> None:
+            facts = {"kind": "step", "step": step, "steps": total, "loss": loss}
+            screen.event(PoolEvent(kind="progress", key=name, facts=facts))
+
+        yield advance
+
+
 class _Run:
     """The last that is known of a run."""
 
-    def __init__(self, *, began: float) -> None:
-        self._told = began
+    def __init__(self) -> None:
+        self._told = 0.0
         self._first: tuple[float, int] | None = None
         self._last: Mapping[str, Any] = {}
         self._metric = ""
 
     def step(self, facts: Mapping[str, Any]) -> None:
         if self._first is None:
-            self._first = (time.monotonic(), facts["step"])
+            self._told = time.monotonic()
+            self._first = (self._told, facts["step"])
         self._last = facts
 
     def note(self, facts: Mapping[str, Any]) -> None:
-        if (mean := facts.get("dev_mean")) is not None:
-            self._metric = f"dev {mean:.1f}"
+        if facts["kind"] == "evaluated":
+            self._metric = f"dev {facts['facts']['mean']:.1f}"
 
     def news(self) -> str:
         return f"loss {self._last['loss']:.3f}  {self._metric}".rstrip()
@@ -174,7 +198,12 @@ def outcome(report: Mapping[str, Any]) -> str:
     for task, metric in report["headline"].items():
         split = "test" if "test" in scores[task] else "dev"
         scored = scores[task][split]
-        parts.append((scored["metrics"][metric], f"{task} {metric} {scored['metrics'][metric]:.1f} ({split}, n={scored['n']:,})"))
+        parts.append(
+            (
+                scored["metrics"][metric],
+                f"{task} {metric} {scored['metrics'][metric]:.1f} ({split}, n={scored['n']:,})",
+            )
+        )
     if len(parts) <= 3:
         text = ", ".join(part for _, part in parts)
     else:

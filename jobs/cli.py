@@ -1,0 +1,373 @@
+"""The `attempt` command: the jobs as subcommands, and a look at tasks, bank, runs and parameter counts.
+
+Every import that is not of the standard library or typer happens inside a command, so that help answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from jobs.edge import INTERRUPTED, MISTAKE, load_config, one_line_errors, perform, tell
+
+_SETTINGS: dict[str, Any] = {
+    "add_completion": False,
+    "rich_markup_mode": None,
+    "pretty_exceptions_enable": False,
+}
+app = typer.Typer(
+    help="Train, evaluate and use mixtures of soft prompts on a frozen T5 (ATTEMPT, Asai et al. 2022).",
+    no_args_is_help=True,
+    **_SETTINGS,
+)
+bank_app = typer.Typer(
+    help="Look into the prompt bank, and move what it serves.", no_args_is_help=True, **_SETTINGS
+)
+runs_app = typer.Typer(help="Look at run directories.", no_args_is_help=True, **_SETTINGS)
+app.add_typer(bank_app, name="bank")
+app.add_typer(runs_app, name="runs")
+
+Configs = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--config", "-c", help="Preset or YAML file; may be repeated, later ones win.", metavar="NAME"
+    ),
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", "-s", help="Set one knob, such as training.steps=500; may be repeated.", metavar="KEY=VALUE"
+    ),
+]
+BankPlace = Annotated[str, typer.Option("--bank", help="Directory or URI of the bank.")]
+RunsPlace = Annotated[Path, typer.Option("--runs", help="Directory of run directories.")]
+NoRay = Annotated[
+    bool, typer.Option("--no-ray", help="One run after the other in this process, without Ray.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one line of JSON.")]
+Prompt = Annotated[
+    str | None,
+    typer.Option("--prompt", help="Prompt of the bank; default: target/<task>.", metavar="REFERENCE"),
+]
+ReferenceText = Annotated[
+    str, typer.Argument(metavar="REFERENCE", help="kind/name, kind/name@v3 or kind/name@alias.")
+]
+
+
+def main() -> None:
+    """Run the `attempt` command."""
+    _run(typer.main.get_command(app), sys.argv[1:], prog="attempt")
+
+
+def run_job(name: str) -> None:
+    """Run one job as `python -m jobs.NAME`: the same command under another name."""
+    group = typer.main.get_command(app)
+    command = group.commands[name]  # type: ignore[attr-defined]
+    module = "run_pipeline" if name == "pipeline" else name.replace("-", "_")
+    _run(command, sys.argv[1:], prog=f"python -m jobs.{module}")
+
+
+def _run(command: Any, arguments: Sequence[str], *, prog: str) -> NoReturn:
+    """Run a command, with one line for what was typed wrong."""
+    try:
+        code = command.main(list(arguments), prog_name=prog, standalone_mode=False)
+    except typer.TyperException as error:
+        text = error.format_message() if hasattr(error, "format_message") else str(error)
+        helpful = text.startswith("Usage:")  # nothing was typed but the command's name
+        tell(text if helpful else f"error: {text.rstrip('.')}; see {prog} --help")
+        code = MISTAKE
+    except typer.Abort:
+        code = INTERRUPTED
+    raise SystemExit(code or 0)
+
+
+@app.command("train-sources")
+def train_sources(config: Configs = None, settings: Settings = None, no_ray: NoRay = False) -> None:
+    """Train all source prompts, in parallel."""
+
+    def call() -> Mapping[str, Any]:
+        from jobs.train_sources import train_sources
+
+        page = load_config(config or [], settings or [])
+        return train_sources(page, placement="here" if no_ray else "pool")
+
+    perform(call)
+
+
+@app.command("train-prior")
+def train_prior(config: Configs = None, settings: Settings = None, no_ray: NoRay = False) -> None:
+    """Train the attention prior on the source tasks."""
+
+    def call() -> Mapping[str, Any]:
+        from jobs.train_prior import train_prior
+
+        page = load_config(config or [], settings or [])
+        return train_prior(page, placement="here" if no_ray else "pool")
+
+    perform(call)
+
+
+@app.command("train-target")
+def train_target(
+    config: Configs = None,
+    settings: Settings = None,
+    without_training: Annotated[
+        bool,
+        typer.Option("--without-training", help="Use the prior as it is, on tasks without training data."),
+    ] = False,
+) -> None:
+    """Train one target task, or a group of them mixed: --set tasks=[rte]."""
+
+    def call() -> Mapping[str, Any]:
+        from jobs.train_target import train_target
+
+        page = load_config(config or [], settings or [])
+        return train_target(page, steps="none" if without_training else "as_configured")
+
+    perform(call)
+
+
+@app.command()
+def evaluate(
+    config: Configs = None,
+    settings: Settings = None,
+    prompt: Prompt = None,
+    split: Annotated[str, typer.Option("--split", help="dev or test.")] = "test",
+) -> None:
+    """Score prompts of the bank: --set tasks=[rte]."""
+
+    def call() -> Mapping[str, Any]:
+        from jobs.evaluate import evaluate
+
+        return evaluate(load_config(config or [], settings or []), prompt=prompt, split=split)
+
+    perform(call)
+
+
+@app.command()
+def predict(
+    task: Annotated[str, typer.Argument(help="Task whose template the rows go through.")],
+    config: Configs = None,
+    settings: Settings = None,
+    field: Annotated[
+        list[str] | None, typer.Option("--field", "-f", help="One column of the row.", metavar="NAME=VALUE")
+    ] = None,
+    rows: Annotated[
+        str | None,
+        typer.Option("--rows", help="File of JSON rows, one per line; - is stdin.", metavar="FILE"),
+    ] = None,
+    prompt: Prompt = None,
+) -> None:
+    """Answer your own rows, and tell what each answer attended to."""
+
+    def call() -> Mapping[str, Any]:
+        from jobs.predict import predict, read_rows
+
+        page = load_config(config or [], settings or [])
+        return predict(page, task, read_rows(field or [], _lines(rows)), prompt=prompt)
+
+    perform(call)
+
+
+@app.command()
+def report(config: Configs = None, settings: Settings = None) -> None:
+    """Write tables and figures of all finished runs."""
+
+    def call() -> Mapping[str, Any]:
+        from jobs.report import report
+
+        return report(load_config(config or [], settings or []))
+
+    perform(call)
+
+
+@app.command()
+def pipeline(config: Configs = None, settings: Settings = None, no_ray: NoRay = False) -> None:
+    """Train sources, priors and targets, and report; the embedded preset without arguments."""
+
+    def call() -> Mapping[str, Any]:
+        from jobs.run_pipeline import run_pipeline
+
+        names = config or ["embedded"]
+        page = load_config(names, settings or [])
+        return run_pipeline(page, placement="here" if no_ray else "pool", configs=names)
+
+    perform(call)
+
+
+@app.command()
+def params(
+    backbone: Annotated[
+        str | None,
+        typer.Option("--backbone", help="t5-small to t5-11b, nano or a directory; default: all T5."),
+    ] = None,
+    prompt_length: Annotated[int, typer.Option("--prompt-length", help="Prompt positions m.")] = 100,
+    bottleneck: Annotated[int, typer.Option("--bottleneck", help="Width r of G's bottleneck.")] = 100,
+    tasks: Annotated[int, typer.Option("--tasks", help="Tasks N of the multi-task rows.")] = 4,
+    as_json: AsJson = False,
+) -> None:
+    """Print the paper's table of trainable parameters, from config alone."""
+    with one_line_errors():
+        from attempt_ray.reporting.parameters import parameter_table, render_markdown
+
+        table = parameter_table(backbone, prompt_length=prompt_length, bottleneck=bottleneck, num_tasks=tasks)
+        typer.echo(json.dumps(table.as_dict()) if as_json else render_markdown(table).rstrip())
+
+
+@app.command()
+def tasks(
+    name: Annotated[str | None, typer.Argument(help="Show this task: fields, labels, an example.")] = None,
+    user_task: Annotated[
+        list[str] | None, typer.Option("--user-task", help="YAML file of a task of your own.", metavar="FILE")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the tasks, or show one."""
+    with one_line_errors():
+        from jobs.show import task_facts, task_rows, task_text
+
+        files = tuple(user_task or ())
+        if name is None:
+            _table(["task", "group", "kind", "headline", "data set"], task_rows(files), as_json=as_json)
+        else:
+            facts = task_facts(name, files)
+            typer.echo(json.dumps(facts) if as_json else task_text(facts))
+
+
+@bank_app.command("list")
+def bank_list(
+    kind: Annotated[str | None, typer.Argument(help="source, target or attention.")] = None,
+    bank: BankPlace = "bank",
+    as_json: AsJson = False,
+) -> None:
+    """List every version, with its aliases and scores."""
+    with one_line_errors():
+        from jobs.show import version_rows
+
+        _table(
+            ["version", "aliases", "backbone", "scores", "created"], version_rows(bank, kind), as_json=as_json
+        )
+
+
+@bank_app.command("show")
+def bank_show(reference: ReferenceText, bank: BankPlace = "bank") -> None:
+    """Print the manifest of a version as JSON."""
+    with one_line_errors():
+        from attempt_ray.bank.store import Bank
+
+        typer.echo(Bank(bank).show(reference).to_json().decode().rstrip())
+
+
+@bank_app.command("verify")
+def bank_verify(
+    reference: Annotated[
+        str | None, typer.Argument(metavar="REFERENCE", help="One version; default: all.")
+    ] = None,
+    bank: BankPlace = "bank",
+) -> None:
+    """Read everything back and compare digests; exits with 1 where something is wrong."""
+    with one_line_errors():
+        from attempt_ray.bank.store import Bank
+
+        problems = Bank(bank).verify(reference)
+        for problem in problems:
+            typer.echo(str(problem))
+        tell(f"{len(problems)} problems" if problems else "everything is as it was written")
+    raise typer.Exit(1 if problems else 0)
+
+
+@bank_app.command("promote")
+def bank_promote(reference: ReferenceText, bank: BankPlace = "bank") -> None:
+    """Make a version the champion: the candidate, or the one named."""
+    with one_line_errors():
+        from attempt_ray.bank.store import Bank
+
+        typer.echo(f"champion: {Bank(bank).promote(reference).reference}")
+
+
+@bank_app.command("rollback")
+def bank_rollback(reference: ReferenceText, bank: BankPlace = "bank") -> None:
+    """Point an alias (the champion) back to where it pointed before."""
+    with one_line_errors():
+        from attempt_ray.bank.aliases import CHAMPION
+        from attempt_ray.bank.names import Reference
+        from attempt_ray.bank.store import Bank
+
+        wanted = Reference.parse(reference)
+        alias = wanted.alias or CHAMPION
+        typer.echo(f"{alias}: {Bank(bank).rollback(wanted.kind, wanted.name, alias=alias).reference}")
+
+
+@bank_app.command("export")
+def bank_export(
+    reference: ReferenceText,
+    directory: Annotated[Path, typer.Argument(help="A directory that does not exist yet.")],
+    bank: BankPlace = "bank",
+) -> None:
+    """Copy a version, byte for byte, into a new directory."""
+    with one_line_errors():
+        from attempt_ray.bank.store import Bank
+
+        typer.echo(str(Bank(bank).export(reference, directory)))
+
+
+@bank_app.command("import")
+def bank_import(
+    directory: Annotated[Path, typer.Argument(help="A directory that `export` wrote.")],
+    bank: BankPlace = "bank",
+) -> None:
+    """Add an exported version under the next free number."""
+    with one_line_errors():
+        from attempt_ray.bank.store import Bank
+
+        typer.echo(Bank(bank).import_(directory).reference)
+
+
+@runs_app.command("list")
+def runs_list(runs: RunsPlace = Path("runs"), as_json: AsJson = False) -> None:
+    """List run directories: finished ones with their score, others with the reason."""
+    with one_line_errors():
+        from jobs.show import run_rows
+
+        _table(["run", "method", "steps", "score"], run_rows(runs), as_json=as_json)
+
+
+@runs_app.command("show")
+def runs_show(
+    name: Annotated[str, typer.Argument(help="A run directory's name, or the end of it.")],
+    runs: RunsPlace = Path("runs"),
+) -> None:
+    """Print the report of a run as JSON."""
+    with one_line_errors():
+        from jobs.show import find_run
+
+        typer.echo((find_run(runs, name) / "report.json").read_text().rstrip())
+
+
+def _lines(path: str | None) -> Iterable[str]:
+    """Return the lines of a file, of stdin for `-`, or none."""
+    from attempt_ray.errors import DataError
+
+    if path is None:
+        return ()
+    if path == "-":
+        return sys.stdin
+    try:
+        return Path(path).expanduser().read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read rows from {path}: {error}; give a file of JSON lines") from None
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]], *, as_json: bool) -> None:
+    """Print rows for people, in columns, or as one line of JSON."""
+    if as_json:
+        typer.echo(json.dumps([dict(zip(header, row, strict=True)) for row in rows]))
+        return
+    widths = [max(len(line[column]) for line in (header, *rows)) for column in range(len(header))]
+    for line in (header, *rows):
+        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())

@@ -1,0 +1,102 @@
+"""Send the runs of a study to the pool, show them, and sum up what came of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from attempt_ray.config import Config
+from attempt_ray.orchestration.study import Job, PoolEvent, PoolResult
+from jobs.edge import one_line, tell
+from jobs.watch import Screen
+
+Placement = Literal["pool", "here"]
+
+
+@dataclass(frozen=True)
+class Study:
+    """The results of a study, in the order of its jobs."""
+
+    results: tuple[PoolResult, ...]
+
+    @property
+    def finished(self) -> tuple[PoolResult, ...]:
+        """The runs that have a report."""
+        return tuple(result for result in self.results if result.status == "finished")
+
+    @property
+    def failures(self) -> list[dict[str, Any]]:
+        """The runs that were set aside, as a job prints them."""
+        return [
+            {"run": result.key, "error": one_line(result.error), "user_error": _users(result, self.results)}
+            for result in self.results
+            if result.status != "finished"
+        ]
+
+    def summary(self) -> dict[str, Any]:
+        """Return what a job prints."""
+        runs = {
+            result.key: {
+                "directory": result.directory,
+                "bank": result.report["bank"],
+                "scores": result.report["scores"],
+                "seconds": result.report["seconds"],
+            }
+            for result in self.finished
+        }
+        return {"runs": runs, "failed": self.failures}
+
+
+def run_study(
+    jobs: Sequence[Job],
+    config: Config,
+    *,
+    placement: Placement = "pool",
+    on_finished: Callable[[Mapping[str, Any]], None] | None = None,
+) -> Study:
+    """Execute jobs in the pool that `config.cluster` describes, or here, without Ray.
+
+    Args:
+        jobs: The runs.
+        config: The study.
+        placement: A pool of Ray workers, or `here`: one after the other in this process.
+        on_finished: Called with the report of every finished run, before the runs that need it start.
+
+    Raises:
+        ClusterError: The cluster cannot run them.
+    """
+    from attempt_ray.orchestration.pool import run_jobs
+
+    with Screen(total=len(jobs)) as screen:
+
+        def on_event(event: PoolEvent) -> None:
+            screen.event(event)
+            if event.kind == "finished" and on_finished is not None:
+                on_finished(event.facts)
+
+        if placement == "pool":
+            screen.say(f"starting Ray for {len(jobs)} runs on {config.cluster.workers} workers ...")
+        results = run_jobs(jobs, cluster=config.cluster, on_event=on_event, in_process=placement == "here")
+    for result in results:
+        if result.traceback:
+            tell(f"{result.key}:\n{result.traceback}")
+    return Study(tuple(results))
+
+
+def promote(config: Config, report: Mapping[str, Any]) -> None:
+    """Make what a source or prior run published the champion: later runs of the study start from it."""
+    from attempt_ray.bank.store import Bank
+
+    if report["job"] == "target":
+        return
+    bank = Bank(config.bank)
+    for reference in report["bank"].values():
+        bank.promote(reference)
+
+
+def _users(result: PoolResult, results: Sequence[PoolResult]) -> bool:
+    """Return whether the user can mend a failure; a skipped run is as bad as the worst failure."""
+    if result.status == "failed":
+        return result.user_error
+    return all(other.user_error for other in results if other.status == "failed")

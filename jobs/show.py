@@ -1,0 +1,132 @@
+"""What the `attempt` command shows of tasks, bank and runs: rows of text, no deep-learning import."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from attempt_ray.bank.names import check_kind
+from attempt_ray.bank.store import Bank
+from attempt_ray.errors import DataError, unknown_name
+from attempt_ray.reporting.runs import read_runs
+from attempt_ray.tasks import Task, TemplateOptions, all_tasks, get_task
+
+
+def task_rows(user_tasks: tuple[str, ...] = ()) -> list[list[str]]:
+    """Return one row per task: name, group, kind, headline metric, data set."""
+    return [
+        [task.name, task.group, task.kind, task.metrics[0], _data_set(task)]
+        for task in all_tasks(user_tasks).values()
+    ]
+
+
+def task_facts(name: str, user_tasks: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Return what there is to know of a task, with an example from the embedded rows where they have it.
+
+    Raises:
+        ConfigError: There is no such task.
+    """
+    task = get_task(name, user_tasks)
+    return {
+        "task": task.name,
+        "group": task.group,
+        "kind": task.kind,
+        "data set": _data_set(task),
+        "fields": list(task.fields),
+        "labels": {words: list(labels) for words, labels in task.labels.items()},
+        "metrics": list(task.metrics),
+        "split rule": task.split_rule,
+        "longest input": task.max_source_tokens,
+        "example": _example(task),
+    }
+
+
+def task_text(facts: Mapping[str, Any]) -> str:
+    """Return the facts of a task for people."""
+    lines = []
+    for name, value in facts.items():
+        if name == "example" and value:
+            lines += [
+                "example (embedded rows):",
+                f"  reads:  {value['source']}",
+                f"  writes: {value['target']}",
+            ]
+        elif name == "labels":
+            lines += [f"labels ({words}): {', '.join(labels)}" for words, labels in value.items()]
+        elif value:
+            lines.append(f"{name}: {', '.join(value) if isinstance(value, list) else value}")
+    return "\n".join(lines)
+
+
+def version_rows(bank_place: str, kind: str | None = None) -> list[list[str]]:
+    """Return one row per version of the bank: reference, aliases, backbone, test scores, time.
+
+    Raises:
+        BankError: The bank cannot be opened, or there is no such kind.
+    """
+    bank = Bank(bank_place)
+    rows = []
+    for version in bank.list(check_kind(kind) if kind is not None else None):
+        manifest = bank.show(version.reference)
+        aliases = bank.aliases(version.kind, version.name).current
+        scores = [
+            f"{name} {record.value:.1f} (n={record.n:,})"
+            for name, record in manifest.metrics.items()
+            if "/" not in name and record.value is not None
+        ]
+        rows.append(
+            [
+                version.reference,
+                ", ".join(sorted(alias for alias, number in aliases.items() if number == version.number)),
+                manifest.backbone.name,
+                ", ".join(scores[:2]),
+                manifest.created,
+            ]
+        )
+    return rows
+
+
+def run_rows(root: Path) -> list[list[str]]:
+    """Return one row per run directory: name, method, steps, test score or the reason why there is none.
+
+    Raises:
+        DataError: There is no finished run.
+    """
+    found = read_runs(root)
+    rows = []
+    for run in found.runs:
+        tasks = [task for task in run.report.tasks if "test" in run.report.scores[task]]
+        mean = sum(run.test_score(task) for task in tasks) / len(tasks) if tasks else None
+        score = "" if mean is None else f"{mean:.1f}{' (mean)' if len(tasks) > 1 else ''}"
+        rows.append([run.directory.name, run.report.label, f"{run.report.steps:,}", score])
+    return rows + [[item.directory.name, "", "", item.reason] for item in found.set_aside]
+
+
+def find_run(root: Path, name: str) -> Path:
+    """Return the directory of the finished run whose name is, or ends in, `name`.
+
+    Raises:
+        DataError: There is none, or several.
+    """
+    known = {run.directory.name: run.directory for run in read_runs(root).runs}
+    matching = [directory for key, directory in known.items() if key == name or key.endswith(name)]
+    if len(matching) > 1:
+        raise DataError(f"{len(matching)} runs end in '{name}'; give more of the name")
+    if not matching:
+        raise DataError(unknown_name("finished run", name, known))
+    return matching[0]
+
+
+def _data_set(task: Task) -> str:
+    return f"{task.hub_id} {task.hub_config or ''}".strip() or "your own files"
+
+
+def _example(task: Task) -> dict[str, str] | None:
+    from attempt_ray.data import microworld
+
+    if task.name not in microworld.MINIATURES:
+        return None
+    row = microworld.rows(task.name, "validation", seed=0, count=1)[0]
+    example = task.eval_example(row, TemplateOptions())
+    return {"source": example.source, "target": example.target}

@@ -1,0 +1,168 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import islice
+
+import pytest
+import torch
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from attempt_ray.data.batching import Batch, BatchStream
+from attempt_ray.errors import NonFiniteError
+from attempt_ray.training.ingredients import gather
+from attempt_ray.training.loop import train
+from attempt_ray.training.optimizer import LinearSchedule, build_optimizer
+
+
+@pytest.fixture
+def parts(make_config):
+    """Return a function that builds a method, its stream and a loop over both."""
+
+    def build(*, stream=None, start_step=0, state=None, **changes):
+        config = make_config(**changes)
+        ingredients = gather(config)
+        method = ingredients.build()
+        if state is not None:
+            method.load_trainable_state(state)
+        stream = stream or BatchStream(ingredients.train, seed=1, rows=4)
+        steps = train(
+            method,
+            stream,
+            optimizer=build_optimizer(method, config.training),
+            schedule=LinearSchedule(6, 2),
+            seed=7,
+            max_grad_norm=config.training.max_grad_norm,
+            absent_tasks=config.training.absent_tasks,
+            start_step=start_step,
+        )
+        return method, stream, steps
+
+    return build
+
+
+class Edited:
+    """A stream whose batches are changed on the way."""
+
+    def __init__(self, stream, edit):
+        self.stream, self.edit = stream, edit
+
+    def batch(self, step: int) -> Batch:
+        return self.edit(step, self.stream.batch(step))
+
+
+def test_one_progress_per_step(parts):
+    _, _, steps = parts()
+    seen = list(steps)
+    assert [progress.step for progress in seen] == [1, 2, 3, 4, 5, 6]
+    assert seen[0].learning_rates == {"prompts": 0.15, "attention": 0.15}
+    assert all(progress.tokens > 0 and progress.grad_norm > 0 for progress in seen)
+
+
+def test_loop_draws_from_no_global_generator(parts):
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    method, _, steps = parts()
+    torch.manual_seed(0)
+    list(islice(steps, 2))
+    assert torch.equal(torch.rand(3), expected)
+    other, _, steps = parts()
+    torch.manual_seed(99)
+    list(islice(steps, 2))
+    assert all(map(torch.equal, method.trainable_state().values(), other.trainable_state().values()))
+
+
+def test_dropout_differs_from_step_to_step_and_with_the_seed(parts):
+    method, stream, _ = parts()
+    batch = stream.batch(0)
+    losses = [
+        next(
+            train(
+                method,
+                Edited(stream, lambda step, _: batch),
+                optimizer=torch.optim.AdamW(
+                    [{"params": [method.prompts.prompts_NPH], "name": "p", "peak_lr": 0.0}]
+                ),
+                schedule=LinearSchedule(9, 0),
+                seed=seed,
+                max_grad_norm=1.0,
+                start_step=step,
+            )
+        ).loss
+        for seed, step in ((1, 0), (1, 0), (1, 1), (2, 0))
+    ]
+    assert losses[0] == losses[1]
+    assert len(set(losses)) == 3
+
+
+def test_gradients_reach_prompts_and_attention_but_not_the_backbone(parts):
+    method, _, steps = parts()
+    before = method.backbone.fingerprint()
+    start = method.trainable_state()
+    next(steps)
+    assert all(not torch.equal(tensor, start[name]) for name, tensor in method.trainable_state().items())
+    assert method.backbone.fingerprint() == before
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_non_finite_stops_before_the_update(parts, what):
+    method, _, steps = parts()
+    next(steps)
+    before = method.trainable_state()
+    with torch.no_grad():
+        if what == "loss":
+            method.backbone.model.shared.weight[5:] = torch.inf
+        else:
+            method.prompts.prompts_NPH.register_hook(lambda gradient: gradient * torch.nan)
+    with pytest.raises(NonFiniteError, match=r"step 2 of 6 met loss .* lower training.prompt_learning_rate"):
+        next(steps)
+    assert all(map(torch.equal, method.trainable_state().values(), before.values()))
+
+
+def test_gradients_are_clipped_over_all_trainables(parts):
+    norms = []
+
+    def note(optimizer, _args, _kwargs):
+        gradients = [p.grad.norm() for group in optimizer.param_groups for p in group["params"]]
+        norms.append(torch.stack(gradients).norm().item())
+
+    _, _, steps = parts(training={"max_grad_norm": 1e-3})
+    hook = register_optimizer_step_pre_hook(note)
+    progress = next(steps)
+    hook.remove()
+    assert progress.grad_norm > 1e-3  # told before clipping
+    assert norms == [pytest.approx(1e-3, rel=1e-3)]
+
+
+def test_evaluation_mode_between_steps_does_not_leak_into_the_next(parts):
+    method, _, steps = parts()
+    next(steps)
+    method.eval()
+    state = method.trainable_state()
+    second = next(steps)
+    other, _, again = parts()
+    next(again)
+    assert all(map(torch.equal, other.trainable_state().values(), state.values()))
+    assert next(again).loss == second.loss
+
+
+@pytest.mark.parametrize("absent_tasks", ["dense", "lazy"])
+def test_absent_task_is_moved_by_dense_adam_alone(parts, absent_tasks):
+    def only_first(step, batch):
+        rows = (batch.task_B == 0) | torch.tensor(step == 0)
+        return replace(
+            batch,
+            **{
+                name: getattr(batch, name)[rows]
+                for name in ("input_ids_BT", "mask_BT", "labels_BL", "task_B", "row_B")
+            },
+        )
+
+    changes = {"tasks": ["rte", "mrpc"], "training": {"absent_tasks": absent_tasks}}
+    _, stream, _ = parts(**changes)
+    method, _, steps = parts(stream=Edited(stream, only_first), **changes)
+    next(steps)
+    before = method.prompt_tensors()
+    next(steps)
+    after = method.prompt_tensors()
+    assert not torch.equal(before["rte"], after["rte"])
+    assert torch.equal(before["mrpc"], after["mrpc"]) == (absent_tasks == "lazy")
