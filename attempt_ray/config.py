@@ -248,9 +248,13 @@ class Config(Section):
     @model_validator(mode="after")
     def _check_together(self) -> Config:
         if self.data.origin in ("mirror", "files") and self.data.root is None:
-            raise ValueError(f"data.origin '{self.data.origin}' needs data.root; set it to the directory of the rows")
+            raise ValueError(
+                f"data.origin '{self.data.origin}' needs data.root; set it to the directory of the rows"
+            )
         if self.attention.target == "none" and self.attention.weights == "uniform":
-            raise ValueError("attention.target 'none' has no target to weigh; set attention.weights=uniform_sources")
+            raise ValueError(
+                "attention.target 'none' has no target to weigh; set attention.weights=uniform_sources"
+            )
         return self
 
     def updated(self, **changes: Any) -> Config:
@@ -295,8 +299,6 @@ class ShapeConfig(Section):
     """Decoder blocks."""
     activation: Literal["relu", "gated-gelu"] = "relu"
     """`relu` as in T5 v1.0, `gated-gelu` as in v1.1."""
-    tied: bool = True
-    """Share input embeddings and output head, as T5 v1.0 does."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout while pre-training."""
 
@@ -312,6 +314,8 @@ class PretrainPhase(Section):
     """Passages to repair drawn for the phase."""
     told: float = Field(default=0.5, ge=0, le=1)
     """Micro-world: share of the closed skills' pairs that list the words to answer with."""
+    variety: float = Field(default=1.0, ge=0, le=1)
+    """Micro-world: share of wordings that are free; the others are the plainest, which a model learns from sooner."""
 
 
 class PretrainConfig(Section):
@@ -422,7 +426,9 @@ def _layers(paths: Iterable[Path], settings: Iterable[str]) -> list[Mapping[str,
         try:
             content = yaml.safe_load(path.read_text(encoding="utf-8"))
         except OSError as error:
-            raise ConfigError(f"cannot read config {path}: {error.strerror}; give an existing YAML file") from None
+            raise ConfigError(
+                f"cannot read config {path}: {error.strerror}; give an existing YAML file"
+            ) from None
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
         if not isinstance(content, Mapping):

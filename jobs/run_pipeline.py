@@ -110,11 +110,12 @@ def closing_lines(
 ) -> list[str]:
     """Return what was learned, where the pictures are and what to type next."""
     jobs = [result.report["job"] for result in study.finished]
-    lines = [
-        "",
-        f"Learned {jobs.count('source')} source prompts, {jobs.count('prior')} attention priors and the prompts of "
-        f"{len(config.study.targets)} targets in {jobs.count('target')} runs; {clock(seconds)} in all.",
+    learned = [
+        _counted(jobs.count("source"), "source prompt"),
+        _counted(jobs.count("prior"), "attention prior"),
+        f"prompts for {_counted(len(config.study.targets), 'target')} in {_counted(jobs.count('target'), 'run')}",
     ]
+    lines = ["", f"Learned {', '.join(learned)}; {clock(seconds)} in all."]
     for title, means in (
         ("all targets", summary.means),
         ("targets of at most 600 rows", summary.small_means),
@@ -164,6 +165,10 @@ def _example(config: Config, task_name: str) -> dict[str, str]:
     except AttemptError:
         return {}
     return {name: row[name] for name in task.fields if isinstance(row.get(name), str)}
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def _shown(path: Path) -> str:

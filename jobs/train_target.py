@@ -25,10 +25,10 @@ def train_target(
     Raises:
         AttemptError: Something cannot be used, or training met non-finite values.
     """
-    from attempt_ray.training.run import execute, mixture_without_training
-
     if not config.tasks:
         raise ConfigError("tasks is empty; name at least one, such as --set tasks=[rte]")
+    from attempt_ray.training.run import execute, mixture_without_training
+
     label = "attempt_mt" if config.method == "attempt" and len(config.tasks) > 1 else config.method
     run = plan.target_config(config, label=label, tasks=config.tasks, seed=config.seed)
     name = "+".join(config.tasks)

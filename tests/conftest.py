@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
+import random
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,6 +32,33 @@ ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared" / "data"
 
 
+_WORDS = tuple(f"w{number}" for number in range(24))
+_PIECES = (
+    "0",
+    "1",
+    "2",
+    "premise:",
+    "hypothesis:",
+    "sentence1:",
+    "sentence2:",
+    "sentence:",
+    "question:",
+    "context:",
+)
+_COLUMNS = {
+    "mnli": ("premise", "hypothesis"),
+    "sst2": ("sentence",),
+    "rte": ("sentence1", "sentence2"),
+    "mrpc": ("sentence1", "sentence2"),
+}
+_SPLITS = {
+    "mnli": {"train": 12, "validation_mismatched": 6, "validation_matched": 6},
+    "sst2": {"train": 16, "validation": 6},
+    "rte": {"train": 12, "validation": 8},
+    "mrpc": {"train": 12, "validation": 8},
+}
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not SHARED.is_dir():
         for item in items:
@@ -37,3 +68,81 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_unconfigure() -> None:
     shutil.rmtree(_HOME, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def study_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random T5 in `backbone/`, and rows of two sources and two targets as `rows/<task>/<split>.jsonl`."""
+    root = tmp_path_factory.mktemp("study")
+    _save_backbone(root / "backbone")
+    for task, columns in _COLUMNS.items():
+        rng = random.Random(task)
+        (root / "rows" / task).mkdir(parents=True)
+        for split, count in _SPLITS[task].items():
+            rows = [
+                {
+                    **{column: " ".join(rng.choices(_WORDS, k=4)) for column in columns},
+                    "label": rng.randrange(2),
+                    "idx": n,
+                }
+                for n in range(count)
+            ]
+            (root / "rows" / task / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    return root
+
+
+def _save_backbone(directory: Path) -> None:
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
+
+    vocabulary = {word: number for number, word in enumerate(("<pad>", "</s>", "<unk>", *_PIECES, *_WORDS))}
+    raw = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    raw.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        shape = {
+            "d_model": 16,
+            "d_kv": 8,
+            "d_ff": 32,
+            "num_layers": 1,
+            "num_heads": 2,
+            "decoder_start_token_id": 0,
+        }
+        model = T5ForConditionalGeneration(T5Config(vocab_size=len(vocabulary), **shape))
+    model.save_pretrained(directory)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=raw, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
+    )
+    tokenizer.save_pretrained(directory)
+
+
+@pytest.fixture
+def make_study(study_files: Path, tmp_path: Path) -> Callable[..., Any]:
+    """Return a function from what differs to the config of a study whose bank and runs are in `tmp_path`."""
+    from attempt_ray.config import parse
+
+    base: dict[str, Any] = {
+        "bank": str(tmp_path / "bank"),
+        "runs": str(tmp_path / "runs"),
+        "backbone": {"name": str(study_files / "backbone")},
+        "data": {
+            "origin": "files",
+            "root": str(study_files / "rows"),
+            "batch_rows": 4,
+            "cache_dir": str(study_files / "cache"),
+        },
+        "prompt": {"length": 3},
+        "attention": {"sources": ["mnli", "sst2"], "bottleneck": 4},
+        "training": {"steps": 2, "eval_steps": 1, "threads": 1},
+        "evaluation": {"decode": "labels"},
+        "study": {
+            "targets": ["rte", "mrpc"],
+            "methods": ["prompt_tuning", "spot", "spot_similar", "attempt", "attempt_mt"],
+            "seeds": [1],
+            "parents": {"rte": ["mnli"]},
+            "prior_groups": {"text": ["mnli", "sst2"], "qa": ["squad"]},
+        },
+    }
+    return lambda **changes: parse([base, changes])

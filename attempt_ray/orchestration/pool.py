@@ -90,6 +90,7 @@ def _nobody(event: PoolEvent) -> None:
 
 def _run_here(study: Study, queue: LeaseQueue, *, work: Work | None) -> None:
     notes = _Local(queue, study)
+    queue.register(0)
     while True:
         for key, config, order in study.ready():
             queue.submit(key, config, order)

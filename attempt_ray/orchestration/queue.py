@@ -45,7 +45,8 @@ class LeaseQueue:
         self._waiting: list[tuple[int, str]] = []
         self._events: list[dict[str, Any]] = []
         self._leases = 0
-        self._ranks: set[int] = set()
+        self._seen: set[int] = set()
+        self._present: set[int] = set()
         self._closed = False
 
     def submit(self, key: str, config: Facts, order: int) -> None:
@@ -57,15 +58,18 @@ class LeaseQueue:
 
     def register(self, rank: int) -> None:
         """Welcome a worker; what an earlier worker of this rank held waits again."""
-        self._ranks.add(rank)
+        self._seen.add(rank)
+        self._present.add(rank)
         self._release(rank)
 
     def workers(self) -> int:
         """Return how many ranks have ever registered."""
-        return len(self._ranks)
+        return len(self._seen)
 
     def lease(self, rank: int) -> dict[str, Any]:
-        """Return `{"do": "run", "key", "lease", "config"}`, or `wait` when nothing waits, or `stop` once closed."""
+        """Return `{"do": "run", "key", "lease", "config"}`, `wait`, or `stop` once closed."""
+        if rank not in self._present:
+            return {"do": "wait"}
         if not self._waiting:
             return {"do": "stop" if self._closed else "wait"}
         _, key = heapq.heappop(self._waiting)
@@ -108,7 +112,11 @@ class LeaseQueue:
             self._charge(key, entry, error, retry=retry)
 
     def crash(self, deaths: Mapping[int, str]) -> None:
-        """Note that the workers of some ranks died, each with its reason."""
+        """Note that the workers of some ranks died, each with its reason.
+
+        Ray Train is about to end the others too, so nobody is leased a run before having registered again.
+        """
+        self._present.clear()
         for key, entry in self._entries.items():
             if entry.state == "leased" and entry.rank is not None and entry.rank in deaths:
                 error = {

@@ -27,7 +27,8 @@ def orthogonalised(matrices_KMN: Tensor) -> Tensor:
     for _ in range(_ITERATIONS):
         gram_KMM = x_KMN @ x_KMN.mT
         x_KMN = a * x_KMN + (b * gram_KMM + c * gram_KMM @ gram_KMM) @ x_KMN
-    return x_KMN.mT if tall else x_KMN
+    result_KMN: Tensor = x_KMN.mT if tall else x_KMN
+    return result_KMN
 
 
 class Muon(torch.optim.Optimizer):
@@ -47,22 +48,22 @@ class Muon(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]  # noqa: ARG002
         """Take one step; a closure is not used."""
         for group in self.param_groups:
-            by_shape: dict[torch.Size, list[Tensor]] = defaultdict(list)
+            by_shape: dict[torch.Size, list[tuple[Tensor, Tensor]]] = defaultdict(list)
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    by_shape[parameter.shape].append(parameter)
-            for shape, parameters in by_shape.items():
+                    by_shape[parameter.shape].append((parameter, parameter.grad))
+            for shape, moving in by_shape.items():
                 updates = []
-                for parameter in parameters:
+                for parameter, gradient in moving:
                     state = self.state[parameter]
                     if "momentum" not in state:
                         state["momentum"] = torch.zeros_like(parameter)
-                    state["momentum"].lerp_(parameter.grad, 1 - group["momentum"])
-                    updates.append(parameter.grad.lerp(state["momentum"], group["momentum"]))
+                    state["momentum"].lerp_(gradient, 1 - group["momentum"])
+                    updates.append(gradient.lerp(state["momentum"], group["momentum"]))
                 scale = 0.2 * max(shape) ** 0.5 * group["lr"]
-                for parameter, update in zip(parameters, orthogonalised(torch.stack(updates)), strict=True):
+                for (parameter, _), update in zip(moving, orthogonalised(torch.stack(updates)), strict=True):
                     parameter.mul_(1 - group["lr"] * group["weight_decay"])
                     parameter.add_(update, alpha=-scale)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from random import Random
 from typing import Any
 
 from attempt_ray.data.microworld.miniatures import EVALUATION_ROWS, MINIATURES, PARENTS, TRAIN_ROWS
+from attempt_ray.data.microworld.world import Speaker
 from attempt_ray.errors import DataError, unknown_name
 
 MOST_MISSES = 10_000
@@ -37,13 +37,13 @@ def rows(task: str, split: str, *, seed: int, count: int | None = None) -> list[
     seen: set[str] = set()
     for name in ("validation", "test", "train"):
         wanted = (count if count is not None else sizes[name]) if name == split else sizes[name]
-        drawn = _distinct(task, Random(f"{seed}/{task}/{name}"), wanted, seen)
+        drawn = _distinct(task, Speaker(f"{seed}/{task}/{name}"), wanted, seen)
         if name == split:
             return drawn
     raise AssertionError(split)
 
 
-def _distinct(task: str, rng: Random, count: int, seen: set[str]) -> list[dict[str, Any]]:
+def _distinct(task: str, rng: Speaker, count: int, seen: set[str]) -> list[dict[str, Any]]:
     drawn: list[dict[str, Any]] = []
     misses = 0
     while len(drawn) < count:

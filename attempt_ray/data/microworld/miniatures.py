@@ -9,11 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from random import Random
 from typing import Any
 
 from attempt_ray.data.microworld import world
-from attempt_ray.data.microworld.world import Event
+from attempt_ray.data.microworld.world import Event, Speaker
 
 Row = dict[str, Any]
 
@@ -36,7 +35,14 @@ PARENTS: Mapping[str, tuple[str, ...]] = {
 
 TRAIN_ROWS: Mapping[str, int] = {
     **dict.fromkeys(("mnli", "qnli", "qqp", "sst2", "squad", "record"), 6000),
-    **{"cb": 250, "rte": 500, "wsc": 554, "wnli": 600, "mrpc": 600, "wic": 1086, "stsb": 1150, "boolq": 1885},
+    "cb": 250,
+    "rte": 500,
+    "wsc": 554,
+    "wnli": 600,
+    "mrpc": 600,
+    "wic": 1086,
+    "stsb": 1150,
+    "boolq": 1885,
     **dict.fromkeys(("multirc", "hotpotqa", "newsqa", "winogrande", "scitail", "paws"), 3000),
     **dict.fromkeys(("nq", "searchqa", "yelp"), 4000),
 }
@@ -44,7 +50,7 @@ TRAIN_ROWS: Mapping[str, int] = {
 EVALUATION_ROWS: Mapping[str, int] = {"validation": 200, "test": 500}
 
 
-def entailment(rng: Random, label: int) -> tuple[str, str]:
+def entailment(rng: Speaker, label: int) -> tuple[str, str]:
     """Return a premise and a hypothesis that it entails (0), leaves open (1) or contradicts (2)."""
     event = world.draw_event(rng, quality=0.6, place=0.7)
     premise = world.tell(rng, event)
@@ -55,7 +61,7 @@ def entailment(rng: Random, label: int) -> tuple[str, str]:
     return premise, world.tell(rng, world.weaken(rng, world.alter(rng, event)))
 
 
-def same_question(rng: Random, label: int) -> tuple[str, str]:
+def same_question(rng: Speaker, label: int) -> tuple[str, str]:
     """Return two questions that ask the same (1) or not (0)."""
     event = world.draw_event(rng)
     about = rng.choice(world.answerable(event))
@@ -69,7 +75,7 @@ def same_question(rng: Random, label: int) -> tuple[str, str]:
     return world.ask(rng, event, about).text, world.ask(rng, other, other_about).text
 
 
-def same_statement(rng: Random, label: int) -> tuple[str, str]:
+def same_statement(rng: Speaker, label: int) -> tuple[str, str]:
     """Return two statements that mean the same (1) or not (0)."""
     event = world.draw_event(rng)
     other = event
@@ -78,21 +84,24 @@ def same_statement(rng: Random, label: int) -> tuple[str, str]:
     return world.tell(rng, event), world.tell(rng, other)
 
 
-def swapped_roles(rng: Random, label: int) -> tuple[str, str]:
+def swapped_roles(rng: Speaker, label: int) -> tuple[str, str]:
     """Return two statements of the same words, with the same roles (1) or exchanged ones (0)."""
     giver, receiver = rng.sample(world.PEOPLE, 2)
-    first, second = rng.sample(rng.choice(world.TRANSFERS) * 2, 2)
+    verbs = rng.choice(world.TRANSFERS)
+    first, second = rng.word(verbs), rng.word(verbs)
     thing = rng.choice(world.THINGS)
     swap = (giver, receiver) if label else (receiver, giver)
     return transfer(rng, giver, receiver, thing, first), transfer(rng, *swap, thing, second)
 
 
-def transfer(rng: Random, giver: str, receiver: str, thing: str, verb: str) -> str:
+def transfer(rng: Speaker, giver: str, receiver: str, thing: str, verb: str) -> str:
     """Say that somebody gave, sent, showed or sold a thing to somebody."""
-    return rng.choice((f"{giver} {verb} the {thing} to {receiver} .", f"to {receiver} {giver} {verb} the {thing} ."))
+    return rng.word(
+        (f"{giver} {verb} the {thing} to {receiver} .", f"to {receiver} {giver} {verb} the {thing} .")
+    )
 
 
-def answer_sentence(rng: Random, label: int) -> tuple[str, str]:
+def answer_sentence(rng: Speaker, label: int) -> tuple[str, str]:
     """Return a question and a sentence that answers it (0) or not (1)."""
     event = world.draw_event(rng, place=0.9)
     question = world.ask(rng, event)
@@ -102,71 +111,86 @@ def answer_sentence(rng: Random, label: int) -> tuple[str, str]:
     return question.text, world.tell(rng, event)
 
 
-def passage(rng: Random, events: list[Event]) -> str:
+def passage(rng: Speaker, events: list[Event]) -> str:
     """Tell several events, in a random order."""
     return " ".join(world.tell(rng, event) for event in rng.sample(events, len(events)))
 
 
-def truth_question(rng: Random, label: int) -> tuple[str, str]:
+def truth_question(rng: Speaker, label: int) -> tuple[str, str]:
     """Return a yes/no question and the passage that says yes (1) or not (0)."""
     events = world.draw_events(rng, rng.choice((2, 3)), place=0.6)
     event = rng.choice(events)
-    asked = world.weaken(rng, event) if label else _altered(rng, replace(event, quality=None), rng.choice(("person", "thing")))
-    verb, where = rng.choice(world.DEEDS[asked.deed]), f" in the {asked.place}" if asked.place else ""
+    asked = (
+        world.weaken(rng, event)
+        if label
+        else _altered(rng, replace(event, quality=None), rng.choice(("person", "thing")))
+    )
+    verb, where = rng.word(world.DEEDS[asked.deed]), f" in the {asked.place}" if asked.place else ""
     return f"did {asked.person} {verb.base} {world.noun_phrase(rng, asked)}{where} ?", passage(rng, events)
 
 
-def reading(rng: Random, sentences: int) -> tuple[str, world.Question]:
+def reading(rng: Speaker, sentences: int) -> tuple[str, world.Question]:
     """Return a passage and a question whose answer is a word of it."""
     events = world.draw_events(rng, sentences)
     return passage(rng, events), world.ask(rng, rng.choice(events))
 
 
-def two_hops(rng: Random) -> tuple[str, world.Question]:
+def two_hops(rng: Speaker) -> tuple[str, world.Question]:
     """Return a passage and a question that needs two of its sentences."""
-    people, things, places = rng.sample(world.PEOPLE, 2), rng.sample(world.THINGS, 2), rng.sample(world.PLACES, 2)
+    people, things, places = (
+        rng.sample(world.PEOPLE, 2),
+        rng.sample(world.THINGS, 2),
+        rng.sample(world.PLACES, 2),
+    )
     facts = [f"the {thing} belongs to {person} ." for thing, person in zip(things, people, strict=True)]
     facts += [f"{person} is in the {place} ." for person, place in zip(people, places, strict=True)]
     rng.shuffle(facts)
     return " ".join(facts), world.Question(f"where is the owner of the {things[0]} ?", places[0])
 
 
-def news(rng: Random) -> tuple[str, world.Question]:
+def news(rng: Speaker) -> tuple[str, world.Question]:
     """Return a report of what people said others did, and a question on one of the deeds."""
     events = world.draw_events(rng, 3)
-    reporters = rng.sample([name for name in world.PEOPLE if name not in {event.person for event in events}], 3)
-    lines = [f"{name} said that {world.tell(rng, event)}" for name, event in zip(reporters, events, strict=True)]
+    reporters = rng.sample(
+        [name for name in world.PEOPLE if name not in {event.person for event in events}], 3
+    )
+    lines = [
+        f"{name} said that {world.tell(rng, event)}" for name, event in zip(reporters, events, strict=True)
+    ]
     return " ".join(lines), world.ask(rng, rng.choice(events))
 
 
-def clue(rng: Random) -> tuple[str, world.Question]:
+def clue(rng: Speaker) -> tuple[str, world.Question]:
     """Return snippets and a clue without a question word; the answer is the person."""
     events = world.draw_events(rng, 3)
     event = rng.choice(events)
-    verb = rng.choice(world.DEEDS[event.deed])
+    verb = rng.word(world.DEEDS[event.deed])
     return passage(rng, events), world.Question(f"{verb.past} {world.noun_phrase(rng, event)}", event.person)
 
 
-def meeting(rng: Random, label: int) -> tuple[str, str, str, str]:
+def meeting(rng: Speaker, label: int) -> tuple[str, str, str, str]:
     """Return a first sentence, a pronoun sentence's end, the pronoun, and a person it stands for (1) or not (0)."""
     one, other = world.couple(rng)
     meant = rng.choice((one, other))
     named = meant if label else (other if meant == one else one)
-    opening = rng.choice((f"{one} met {other} in the {rng.choice(world.PLACES)}", f"{one} talked to {other}"))
+    opening = rng.word((f"{one} met {other} in the {rng.choice(world.PLACES)}", f"{one} talked to {other}"))
     return opening, f"was {rng.choice(world.MOODS)}", world.pronoun(meant), named
 
 
-def word_sense(rng: Random, label: int) -> tuple[str, str, str]:
+def word_sense(rng: Speaker, label: int) -> tuple[str, str, str]:
     """Return a word and two sentences that use it in one sense (1) or in two (0)."""
     word = rng.choice(tuple(world.SENSES))
     first = rng.randrange(2)
     second = first if label else 1 - first
     uses = [rng.choice(world.SENSES[word][sense]) for sense in (first, second)]
-    sentences = [rng.choice((f"the {word} {use} .", f"in the {rng.choice(world.PLACES)} the {word} {use} .")) for use in uses]
+    sentences = [
+        rng.word((f"the {word} {use} .", f"in the {rng.choice(world.PLACES)} the {word} {use} ."))
+        for use in uses
+    ]
     return word, sentences[0], sentences[1]
 
 
-def choice_of_two(rng: Random) -> tuple[str, str, str, int]:
+def choice_of_two(rng: Speaker) -> tuple[str, str, str, int]:
     """Return a sentence with a blank, two people, and which of them fills it (0 or 1)."""
     seller, buyer = rng.sample(world.PEOPLE, 2)
     answer = rng.randrange(2)
@@ -174,25 +198,29 @@ def choice_of_two(rng: Random) -> tuple[str, str, str, int]:
     reason = "needed money" if answer == 0 else f"wanted the {thing}"
     names, filler = [seller, buyer], (seller, buyer)[answer]
     rng.shuffle(names)
-    return f"{seller} sold the {thing} to {buyer} because _ {reason} .", names[0], names[1], names.index(filler)
+    return (
+        f"{seller} sold the {thing} to {buyer} because _ {reason} .",
+        names[0],
+        names[1],
+        names.index(filler),
+    )
 
 
-def likeness(rng: Random, score: int) -> tuple[str, str]:
+def likeness(rng: Speaker, score: int) -> tuple[str, str]:
     """Return two statements of five parts that share `score` of them."""
     event = world.draw_event(rng, quality=1.0, place=1.0)
-    assert event.quality is not None
     changed = rng.sample(("person", "deed", "thing", "quality", "place"), 5 - score)
     other = event
     for slot in changed:
         if slot == "quality":
-            kept = (event.quality, world.OPPOSITE[event.quality])
-            other = replace(other, quality=rng.choice([q for q in range(len(world.QUALITIES)) if q not in kept]))
+            others = [q for q in range(len(world.QUALITIES)) if q // 2 != (event.quality or 0) // 2]
+            other = replace(other, quality=rng.choice(others))
         else:
             other = _altered(rng, other, slot)
     return world.tell(rng, event), world.tell(rng, other)
 
 
-def review(rng: Random, label: int) -> str:
+def review(rng: Speaker, label: int) -> str:
     """Return a review of several sentences that praises (1) or blames (0) between plain ones."""
     lines = [world.judge(rng, label) for _ in range(rng.choice((1, 2)))]
     lines += [world.tell(rng, world.draw_event(rng)) for _ in range(rng.choice((1, 2)))]
@@ -200,7 +228,7 @@ def review(rng: Random, label: int) -> str:
     return " ".join(lines)
 
 
-def _altered(rng: Random, event: Event, slot: str) -> Event:
+def _altered(rng: Speaker, event: Event, slot: str) -> Event:
     match slot:
         case "person":
             return replace(event, person=rng.choice([name for name in world.PEOPLE if name != event.person]))
@@ -209,11 +237,15 @@ def _altered(rng: Random, event: Event, slot: str) -> Event:
         case "place":
             return replace(event, place=rng.choice([place for place in world.PLACES if place != event.place]))
         case _:
-            return replace(event, deed=rng.choice([deed for deed in range(len(world.DEEDS)) if deed != event.deed]))
+            return replace(
+                event, deed=rng.choice([deed for deed in range(len(world.DEEDS)) if deed != event.deed])
+            )
 
 
-def _pair(make: Callable[[Random, int], tuple[str, str]], first: str, second: str, classes: int = 2) -> Callable[[Random], Row]:
-    def row(rng: Random) -> Row:
+def _pair(
+    make: Callable[[Speaker, int], tuple[str, str]], first: str, second: str, classes: int = 2
+) -> Callable[[Speaker], Row]:
+    def row(rng: Speaker) -> Row:
         label = rng.randrange(classes)
         one, other = make(rng, label)
         return {first: one, second: other, "label": label}
@@ -221,7 +253,7 @@ def _pair(make: Callable[[Random, int], tuple[str, str]], first: str, second: st
     return row
 
 
-def _rte(rng: Random) -> Row:
+def _rte(rng: Speaker) -> Row:
     label = rng.randrange(2)
     premise, hypothesis = entailment(rng, rng.choice((1, 2)) if label else 0)
     lines = [premise, world.tell(rng, world.draw_event(rng))]
@@ -229,19 +261,23 @@ def _rte(rng: Random) -> Row:
     return {"sentence1": " ".join(lines), "sentence2": hypothesis, "label": label}
 
 
-def _cb(rng: Random) -> Row:
+def _cb(rng: Speaker) -> Row:
     label = rng.randrange(3)
     premise, hypothesis = entailment(rng, {0: 0, 1: 2, 2: 1}[label])
-    return {"premise": f"{rng.choice(world.PEOPLE)} said that {premise}", "hypothesis": hypothesis, "label": label}
+    return {
+        "premise": f"{rng.choice(world.PEOPLE)} said that {premise}",
+        "hypothesis": hypothesis,
+        "label": label,
+    }
 
 
-def _scitail(rng: Random) -> Row:
+def _scitail(rng: Speaker) -> Row:
     label = rng.randrange(2)
     premise, hypothesis = entailment(rng, rng.choice((1, 2)) if label else 0)
     return {"sentence1": premise, "sentence2": hypothesis, "gold_label": ("entailment", "neutral")[label]}
 
 
-def _squad(rng: Random) -> Row:
+def _squad(rng: Speaker) -> Row:
     context, question = reading(rng, rng.choice((1, 2, 3)))
     return {
         "title": "micro-world",
@@ -251,8 +287,8 @@ def _squad(rng: Random) -> Row:
     }
 
 
-def _mrqa(make: Callable[[Random], tuple[str, world.Question]]) -> Callable[[Random], Row]:
-    def row(rng: Random) -> Row:
+def _mrqa(make: Callable[[Speaker], tuple[str, world.Question]]) -> Callable[[Speaker], Row]:
+    def row(rng: Speaker) -> Row:
         context, question = make(rng)
         start = _start(context, question.answer)
         spans = [{"start": [start], "end": [start + len(question.answer) - 1]}]
@@ -265,7 +301,7 @@ def _start(context: str, word: str) -> int:
     return f" {context} ".index(f" {word} ")
 
 
-def _record(rng: Random) -> Row:
+def _record(rng: Speaker) -> Row:
     number = rng.randrange(10**9)
     events = world.draw_events(rng, 3)
     event = rng.choice(events)
@@ -280,7 +316,7 @@ def _record(rng: Random) -> Row:
     }
 
 
-def _multirc(rng: Random) -> Row:
+def _multirc(rng: Speaker) -> Row:
     idx = dict.fromkeys(("paragraph", "question", "answer"), rng.randrange(10**9))
     events = world.draw_events(rng, rng.choice((2, 3)))
     asked, other = rng.sample(events, 2)
@@ -288,16 +324,22 @@ def _multirc(rng: Random) -> Row:
     question = world.ask(rng, asked, about)
     label = rng.randrange(2)
     answer = question.answer if label else world.ask(rng, other, about).answer
-    return {"paragraph": passage(rng, events), "question": question.text, "answer": answer, "idx": idx, "label": label}
+    return {
+        "paragraph": passage(rng, events),
+        "question": question.text,
+        "answer": answer,
+        "idx": idx,
+        "label": label,
+    }
 
 
-def _wnli(rng: Random) -> Row:
+def _wnli(rng: Speaker) -> Row:
     label = rng.randrange(2)
     opening, end, pronoun, person = meeting(rng, label)
     return {"sentence1": f"{opening} . {pronoun} {end} .", "sentence2": f"{person} {end} .", "label": label}
 
 
-def _wsc(rng: Random) -> Row:
+def _wsc(rng: Speaker) -> Row:
     label = rng.randrange(2)
     opening, end, pronoun, person = meeting(rng, label)
     text = f"{opening} because {pronoun} {end} ."
@@ -312,7 +354,7 @@ def _wsc(rng: Random) -> Row:
     }
 
 
-def _wic(rng: Random) -> Row:
+def _wic(rng: Speaker) -> Row:
     label = rng.randrange(2)
     word, sentence1, sentence2 = word_sense(rng, label)
     places = {
@@ -323,28 +365,28 @@ def _wic(rng: Random) -> Row:
     return {"word": word, "sentence1": sentence1, "sentence2": sentence2, **places, "label": label}
 
 
-def _winogrande(rng: Random) -> Row:
+def _winogrande(rng: Speaker) -> Row:
     sentence, option1, option2, answer = choice_of_two(rng)
     return {"sentence": sentence, "option1": option1, "option2": option2, "answer": str(answer + 1)}
 
 
-def _stsb(rng: Random) -> Row:
+def _stsb(rng: Speaker) -> Row:
     score = rng.randrange(6)
     sentence1, sentence2 = likeness(rng, score)
     return {"sentence1": sentence1, "sentence2": sentence2, "label": float(score)}
 
 
-def _sst2(rng: Random) -> Row:
+def _sst2(rng: Speaker) -> Row:
     label = rng.randrange(2)
     return {"sentence": world.judge(rng, label), "label": label}
 
 
-def _yelp(rng: Random) -> Row:
+def _yelp(rng: Speaker) -> Row:
     label = rng.randrange(2)
     return {"text": review(rng, label), "label": label}
 
 
-MINIATURES: Mapping[str, Callable[[Random], Row]] = {
+MINIATURES: Mapping[str, Callable[[Speaker], Row]] = {
     "mnli": _pair(entailment, "premise", "hypothesis", classes=3),
     "qnli": _pair(answer_sentence, "question", "sentence"),
     "qqp": _pair(same_question, "question1", "question2"),

@@ -8,9 +8,9 @@ and no miniature's own prefix or verbalizer is tied to a skill.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from random import Random
 
 from attempt_ray.data.microworld import miniatures, world
+from attempt_ray.data.microworld.world import Speaker
 from attempt_ray.tasks import TASKS
 from attempt_ray.tasks.spec import LabelWords, TemplateOptions
 
@@ -29,23 +29,23 @@ PAIR_FIELDS = (
 )
 
 
-def _two(rng: Random, texts: tuple[str, str]) -> Fields:
+def _two(rng: Speaker, texts: tuple[str, str]) -> Fields:
     return list(zip(rng.choice(PAIR_FIELDS), texts, strict=True))
 
 
-def _infer(rng: Random) -> Drawn:
+def _infer(rng: Speaker) -> Drawn:
     label = rng.randrange(3)
     premise, hypothesis = miniatures.entailment(rng, label)
     return _two(rng, (_framed(rng, premise), hypothesis)), label
 
 
-def _follows(rng: Random) -> Drawn:
+def _follows(rng: Speaker) -> Drawn:
     label = rng.randrange(2)
     premise, hypothesis = miniatures.entailment(rng, rng.choice((1, 2)) if label else 0)
     return _two(rng, (_framed(rng, premise), hypothesis)), label
 
 
-def _framed(rng: Random, premise: str) -> str:
+def _framed(rng: Speaker, premise: str) -> str:
     match rng.randrange(6):
         case 0:
             return f"{rng.choice(world.PEOPLE)} said that {premise}"
@@ -57,37 +57,37 @@ def _framed(rng: Random, premise: str) -> str:
             return premise
 
 
-def _same(rng: Random) -> Drawn:
+def _same(rng: Speaker) -> Drawn:
     label = rng.randrange(2)
     make = rng.choice((miniatures.same_question, miniatures.same_statement, miniatures.swapped_roles))
     return _two(rng, make(rng, label)), label
 
 
-def _answers(rng: Random) -> Drawn:
+def _answers(rng: Speaker) -> Drawn:
     label = rng.randrange(2)
     question, sentence = miniatures.answer_sentence(rng, label)
     return [("question:", question), (rng.choice(("sentence:", "passage:")), sentence)], label
 
 
-def _check(rng: Random) -> Drawn:
+def _check(rng: Speaker) -> Drawn:
     label = rng.randrange(2)
     question, passage = miniatures.truth_question(rng, label)
     return [("question:", question), (rng.choice(("passage:", "paragraph:")), passage)], label
 
 
-def _right(rng: Random) -> Drawn:
+def _right(rng: Speaker) -> Drawn:
     row = miniatures.MINIATURES["multirc"](rng)
     fields = [("question:", row["question"]), ("answer:", row["answer"]), ("paragraph:", row["paragraph"])]
     return fields, int(row["label"])
 
 
-def _feel(rng: Random) -> Drawn:
+def _feel(rng: Speaker) -> Drawn:
     label = rng.randrange(2)
     text = rng.choice((world.judge, miniatures.review))(rng, label)
     return [(rng.choice(("sentence:", "text:")), text)], label
 
 
-def _refer(rng: Random) -> Drawn:
+def _refer(rng: Speaker) -> Drawn:
     label = rng.randrange(2)
     opening, end, pronoun, person = miniatures.meeting(rng, label)
     if rng.random() < 0.5:
@@ -96,23 +96,23 @@ def _refer(rng: Random) -> Drawn:
     return [("text:", f"{marked} because # {pronoun} # {end} .")], label
 
 
-def _sense(rng: Random) -> Drawn:
+def _sense(rng: Speaker) -> Drawn:
     label = rng.randrange(2)
     word, first, second = miniatures.word_sense(rng, label)
     return [("sentence1:", first), ("sentence2:", second), ("word:", word)], label
 
 
-def _choose(rng: Random) -> Drawn:
+def _choose(rng: Speaker) -> Drawn:
     sentence, option1, option2, answer = miniatures.choice_of_two(rng)
     return [("sentence:", sentence), ("option0:", option1), ("option1:", option2)], answer
 
 
-def _count(rng: Random) -> Drawn:
+def _count(rng: Speaker) -> Drawn:
     score = rng.randrange(6)
     return _two(rng, miniatures.likeness(rng, score)), score
 
 
-CLOSED: Mapping[str, tuple[Callable[[Random], Drawn], tuple[str, ...], float]] = {
+CLOSED: Mapping[str, tuple[Callable[[Speaker], Drawn], tuple[str, ...], float]] = {
     "infer": (_infer, ("implied", "open", "denied"), 2.0),
     "follows": (_follows, ("follows", "unproven"), 1.0),
     "same": (_same, ("different", "alike"), 2.5),
@@ -128,7 +128,7 @@ CLOSED: Mapping[str, tuple[Callable[[Random], Drawn], tuple[str, ...], float]] =
 """Skill -> (draw, its own label words, share of the mixture)."""
 
 
-def _find(rng: Random) -> tuple[str, str]:
+def _find(rng: Speaker) -> tuple[str, str]:
     kind = rng.randrange(8)
     if kind < 4:
         context, question = miniatures.reading(rng, 1 + rng.randrange(4))
@@ -141,16 +141,21 @@ def _find(rng: Random) -> tuple[str, str]:
     return f"question: {question.text} context: {context}", question.answer
 
 
-def _fill(rng: Random) -> tuple[str, str]:
+def _fill(rng: Speaker) -> tuple[str, str]:
     row = miniatures.MINIATURES["record"](rng)
     passage = row["passage"].replace("\n@highlight\n", " ")
-    return f"query: {row['query']} entities: {' , '.join(row['entities'])} passage: {passage}", row["answers"][0]
+    return f"query: {row['query']} entities: {' , '.join(row['entities'])} passage: {passage}", row[
+        "answers"
+    ][0]
 
 
-OPEN: Mapping[str, tuple[Callable[[Random], tuple[str, str]], float]] = {"find": (_find, 8.0), "fill": (_fill, 2.0)}
+OPEN: Mapping[str, tuple[Callable[[Speaker], tuple[str, str]], float]] = {
+    "find": (_find, 8.0),
+    "fill": (_fill, 2.0),
+}
 
 
-def pairs(rng: Random, *, told: float = 0.6) -> Iterator[tuple[str, str]]:
+def pairs(rng: Speaker, *, told: float = 0.6) -> Iterator[tuple[str, str]]:
     """Yield (source, target) texts of the skills for ever, in the proportions of `CLOSED` and `OPEN`.
 
     Args:
@@ -163,7 +168,7 @@ def pairs(rng: Random, *, told: float = 0.6) -> Iterator[tuple[str, str]]:
     prefixes = sorted({task.prefix for task in TASKS.values()})
     while True:
         (name,) = rng.choices(names, shares)
-        stray = f"{rng.choice(prefixes)} " if rng.random() < 0.5 else ""
+        stray = f"{rng.choice(prefixes)} " if rng.random() < 0.25 else ""
         if name in OPEN:
             source, target = OPEN[name][0](rng)
             yield f"{stray}{name} : {source}", target
@@ -174,10 +179,13 @@ def pairs(rng: Random, *, told: float = 0.6) -> Iterator[tuple[str, str]]:
         if rng.random() < told:
             words = rng.sample(DIGITS if rng.random() < 0.3 else pool, len(own))
             listed = " ".join(words) + " "
-        yield f"{stray}{name} {listed}: " + " ".join(f"{field} {text}" for field, text in fields), words[label]
+        yield (
+            f"{stray}{name} {listed}: " + " ".join(f"{field} {text}" for field, text in fields),
+            words[label],
+        )
 
 
-def texts(rng: Random) -> Iterator[str]:
+def texts(rng: Speaker) -> Iterator[str]:
     """Yield short passages of the micro-world for ever, for span corruption.
 
     What one sentence says another one often says again, so that a masked word can be found in the passage: repairing
@@ -186,12 +194,14 @@ def texts(rng: Random) -> Iterator[str]:
     while True:
         lines = [line for _ in range(rng.choice((1, 2, 2))) for line in _twice(rng)]
         if rng.random() < 0.3:
-            lines.append(rng.choice((world.judge(rng, rng.randrange(2)), world.tell(rng, world.draw_event(rng)))))
+            lines.append(
+                rng.choice((world.judge(rng, rng.randrange(2)), world.tell(rng, world.draw_event(rng))))
+            )
         rng.shuffle(lines)
         yield " ".join(lines)
 
 
-def _twice(rng: Random) -> tuple[str, str]:
+def _twice(rng: Speaker) -> tuple[str, str]:
     event = world.draw_event(rng)
     match rng.randrange(6):
         case 0:
@@ -223,7 +233,7 @@ def skill_of(source: str) -> str:
     return first if first in CLOSED or first in OPEN else second
 
 
-def template_pairs(rng: Random, *, rows: int = 200) -> Iterator[tuple[str, str]]:
+def template_pairs(rng: Speaker, *, rows: int = 200) -> Iterator[tuple[str, str]]:
     """Yield the texts of rows of every miniature with either verbalizer, for a vocabulary that covers them."""
     for name, draw in miniatures.MINIATURES.items():
         for words in LABEL_WORDS:

@@ -1,14 +1,15 @@
 """The micro-world: people who do things with things in places, in short English sentences.
 
 Everything said about the world follows from a few tables, so that entailment, sameness of meaning, sentiment
-and answers are known without a judge. All draws come from the `random.Random` that is passed in.
+and answers are known without a judge. All draws come from the `Speaker` that is passed in.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from random import Random
-from typing import Literal
+from typing import Literal, TypeVar
 
 MEN = ("tom", "jack", "peter", "john", "paul", "adam", "luke", "henry", "oscar", "simon", "victor", "david")
 WOMEN = ("mary", "anna", "lucy", "emma", "sara", "julia", "helen", "nina", "clara", "alice", "ruth", "laura")
@@ -86,6 +87,25 @@ Style = Literal["active", "passive", "fronted"]
 STYLES: tuple[Style, ...] = ("active", "passive", "fronted")
 
 
+Wording = TypeVar("Wording")
+
+
+class Speaker(Random):
+    """A generator of draws who speaks plainly or with variety.
+
+    Attributes:
+        variety: Share of wordings drawn among all there are; the others are the plainest: first synonym, active voice.
+    """
+
+    variety = 1.0
+
+    def word(self, wordings: Sequence[Wording]) -> Wording:
+        """Draw one of several ways to say the same, the plainest first."""
+        if self.variety < 1.0 and self.random() >= self.variety:
+            return wordings[0]
+        return self.choice(wordings)
+
+
 @dataclass(frozen=True)
 class Event:
     """Somebody did something with a thing; its quality and place may be left out."""
@@ -105,7 +125,7 @@ class Question:
     answer: str
 
 
-def draw_event(rng: Random, *, quality: float = 0.5, place: float = 0.6) -> Event:
+def draw_event(rng: Speaker, *, quality: float = 0.5, place: float = 0.6) -> Event:
     """Draw an event whose quality and place are present with the given probabilities."""
     return Event(
         person=rng.choice(PEOPLE),
@@ -116,7 +136,7 @@ def draw_event(rng: Random, *, quality: float = 0.5, place: float = 0.6) -> Even
     )
 
 
-def draw_events(rng: Random, count: int, *, quality: float = 0.5, place: float = 1.0) -> list[Event]:
+def draw_events(rng: Speaker, count: int, *, quality: float = 0.5, place: float = 1.0) -> list[Event]:
     """Draw events that share no person, thing or place, so that questions about them have one answer."""
     people, things = rng.sample(PEOPLE, count), rng.sample(THINGS, count)
     places = rng.sample(PLACES, count)
@@ -127,16 +147,20 @@ def draw_events(rng: Random, count: int, *, quality: float = 0.5, place: float =
     ]
 
 
-def noun_phrase(rng: Random, event: Event) -> str:
+def noun_phrase(rng: Speaker, event: Event) -> str:
     """Return the thing with its quality, in one of the quality's two words."""
-    return f"the {rng.choice(QUALITIES[event.quality])} {event.thing}" if event.quality is not None else f"the {event.thing}"
+    return (
+        f"the {rng.word(QUALITIES[event.quality])} {event.thing}"
+        if event.quality is not None
+        else f"the {event.thing}"
+    )
 
 
-def tell(rng: Random, event: Event, style: Style | None = None) -> str:
+def tell(rng: Speaker, event: Event, style: Style | None = None) -> str:
     """Say an event in one sentence; synonyms and word order are free."""
-    verb, noun = rng.choice(DEEDS[event.deed]), noun_phrase(rng, event)
+    verb, noun = rng.word(DEEDS[event.deed]), noun_phrase(rng, event)
     where = f" in the {event.place}" if event.place else ""
-    match style or rng.choice(STYLES):
+    match style or rng.word(STYLES):
         case "passive":
             return f"{noun} was {verb.participle} by {event.person}{where} ."
         case "fronted" if event.place:
@@ -145,13 +169,13 @@ def tell(rng: Random, event: Event, style: Style | None = None) -> str:
             return f"{event.person} {verb.past} {noun}{where} ."
 
 
-def deny(rng: Random, event: Event) -> str:
+def deny(rng: Speaker, event: Event) -> str:
     """Say that an event did not happen."""
-    verb, where = rng.choice(DEEDS[event.deed]), f" in the {event.place}" if event.place else ""
+    verb, where = rng.word(DEEDS[event.deed]), f" in the {event.place}" if event.place else ""
     return f"{event.person} did not {verb.base} {noun_phrase(rng, event)}{where} ."
 
 
-def weaken(rng: Random, event: Event) -> Event:
+def weaken(rng: Speaker, event: Event) -> Event:
     """Return an event that follows from `event`: details dropped, or the thing named by its kind."""
     return replace(
         event,
@@ -161,20 +185,21 @@ def weaken(rng: Random, event: Event) -> Event:
     )
 
 
-def contradict(rng: Random, event: Event) -> str:
+def contradict(rng: Speaker, event: Event) -> str:
     """Say something that cannot be true where `event` is: denied, opposite quality, or another place."""
     ways = ["deny", *(["quality"] if event.quality is not None else []), *(["place"] if event.place else [])]
     match rng.choice(ways):
-        case "quality":
-            assert event.quality is not None
+        case "quality" if event.quality is not None:
             return tell(rng, replace(event, quality=OPPOSITE[event.quality]))
         case "place":
-            return tell(rng, replace(event, place=rng.choice([place for place in PLACES if place != event.place])))
+            return tell(
+                rng, replace(event, place=rng.choice([place for place in PLACES if place != event.place]))
+            )
         case _:
             return deny(rng, weaken(rng, event))
 
 
-def alter(rng: Random, event: Event) -> Event:
+def alter(rng: Speaker, event: Event) -> Event:
     """Return an event that is neither implied nor excluded by `event`: another person, thing or deed."""
     match rng.choice(("person", "thing", "deed")):
         case "person":
@@ -186,22 +211,21 @@ def alter(rng: Random, event: Event) -> Event:
             return replace(event, deed=rng.choice([deed for deed in range(len(DEEDS)) if deed != event.deed]))
 
 
-def ask(rng: Random, event: Event, about: str | None = None) -> Question:
+def ask(rng: Speaker, event: Event, about: str | None = None) -> Question:
     """Ask for the person, thing, place or quality of an event."""
-    verb = rng.choice(DEEDS[event.deed])
+    verb = rng.word(DEEDS[event.deed])
     about = about or rng.choice(answerable(event))
     match about:
         case "person":
             where = f" in the {event.place}" if event.place and rng.random() < 0.3 else ""
-            opening = rng.choice(("who", "which person"))
+            opening = rng.word(("who", "which person"))
             return Question(f"{opening} {verb.past} the {event.thing}{where} ?", event.person)
         case "thing":
             where = f" in the {event.place}" if event.place and rng.random() < 0.3 else ""
-            opening = rng.choice(("what", "which thing"))
+            opening = rng.word(("what", "which thing"))
             return Question(f"{opening} did {event.person} {verb.base}{where} ?", event.thing)
-        case "place":
-            assert event.place is not None
-            opening = rng.choice(("where", "in which place"))
+        case "place" if event.place:
+            opening = rng.word(("where", "in which place"))
             return Question(f"{opening} did {event.person} {verb.base} the {event.thing} ?", event.place)
         case _:
             raise ValueError(about)
@@ -212,7 +236,7 @@ def answerable(event: Event) -> list[str]:
     return ["person", "thing", *(["place"] if event.place else [])]
 
 
-def judge(rng: Random, polarity: int) -> str:
+def judge(rng: Speaker, polarity: int) -> str:
     """Return a sentence of praise (1) or blame (0)."""
     subject, person = rng.choice(SUBJECTS), rng.choice(PEOPLE)
     if rng.random() < 0.5:
@@ -236,7 +260,7 @@ def pronoun(person: str) -> str:
     return "he" if person in MEN else "she"
 
 
-def couple(rng: Random) -> tuple[str, str]:
+def couple(rng: Speaker) -> tuple[str, str]:
     """Draw a man and a woman, in either order."""
     pair = [rng.choice(MEN), rng.choice(WOMEN)]
     rng.shuffle(pair)

@@ -49,7 +49,12 @@ def config_of(jobs: dict[str, Job], key: str) -> Config:
 
 def test_a_study_has_every_cell_of_its_table() -> None:
     keys = set(by_key(STUDY))
-    cells = {f"{method}/{task}/s{seed}" for method in plan.SINGLE for task in ("rte", "mrpc", "nq") for seed in (1, 2)}
+    cells = {
+        f"{method}/{task}/s{seed}"
+        for method in plan.SINGLE
+        for task in ("rte", "mrpc", "nq")
+        for seed in (1, 2)
+    }
     multi = {f"attempt_mt/{group}/s{seed}" for group in ("rte+mrpc", "nq") for seed in (1, 2)}
     sources = {f"source/{name}" for name in STUDY.attention.sources}
     assert keys == cells | multi | sources | {"prior/text", "prior/qa"}
@@ -67,7 +72,9 @@ def test_budgets_of_sources_priors_and_targets_are_their_own() -> None:
 def test_each_run_tells_the_row_it_stands_in() -> None:
     for key, job in by_key(STUDY).items():
         if isinstance(job.config, Config) and job.config.job == "target":
-            assert run_label(job.config) == ("attempt" if key == "attempt_mt/nq/s1" else run_label(job.config))
+            assert run_label(job.config) == (
+                "attempt" if key == "attempt_mt/nq/s1" else run_label(job.config)
+            )
     jobs = by_key(STUDY)
     for label in ("finetune", "prompt_tuning", "spot", "attempt"):
         assert run_label(config_of(jobs, f"{label}/rte/s1")) == label
@@ -121,9 +128,13 @@ def test_spot_by_similarity_takes_the_source_most_like_the_tuned_prompt(tmp_path
     rng = np.random.default_rng(0)
     prompts = {name: rng.standard_normal((4, 8), dtype=np.float32) for name in STUDY.attention.sources}
     bank = Bank(str(tmp_path / "bank"))
-    record = BackboneRecord(name="b", revision=None, weights_sha256="0" * 64, tokenizer_sha256="0" * 64, width=8)
+    record = BackboneRecord(
+        name="b", revision=None, weights_sha256="0" * 64, tokenizer_sha256="0" * 64, width=8
+    )
     for name, prompt in prompts.items():
-        bank.publish("source", name, {"prompt": prompt}, Facts(backbone=record, tasks=(name,), config_digest="0" * 12))
+        bank.publish(
+            "source", name, {"prompt": prompt}, Facts(backbone=record, tasks=(name,), config_digest="0" * 12)
+        )
     # Longer by far, but of another direction: length must not count.
     tuned = 0.01 * prompts["qnli"] + 0.001 * prompts["mnli"]
     facts = Facts(backbone=record, tasks=("rte",), config_digest="1" * 12)

@@ -9,6 +9,8 @@ ERROR = {"type": "RuntimeError", "message": "no", "traceback": ""}
 
 def queue_of(*keys: str, attempts: int = 2) -> LeaseQueue:
     queue = LeaseQueue(attempts)
+    queue.register(0)
+    queue.register(1)
     for order, key in enumerate(keys):
         queue.submit(key, {"seed": 1}, order)
     return queue
@@ -27,7 +29,7 @@ def test_runs_are_leased_in_the_order_of_submission() -> None:
 
 
 def test_what_comes_earlier_in_the_study_overtakes_what_was_submitted_before() -> None:
-    queue = LeaseQueue(attempts=1)
+    queue = queue_of(attempts=1)
     queue.submit("later", {}, 7)
     queue.submit("sooner", {}, 3)
     assert [queue.lease(0)["key"], queue.lease(0)["key"]] == ["sooner", "later"]
@@ -67,6 +69,15 @@ def test_a_death_charges_the_run_of_the_dead_and_not_its_neighbours() -> None:
     assert failed["key"] == "poison" and failed["error"]["message"] == "its worker died: SIGKILL"
     assert queue.lease(0)["key"] == "neighbour"
     assert queue.lease(1) == {"do": "wait"}
+
+
+def test_nobody_is_leased_a_run_between_a_death_and_the_restart_of_the_workers() -> None:
+    queue = queue_of("a", "b")
+    queue.lease(0)
+    queue.crash({0: "SIGKILL"})
+    assert queue.lease(1) == {"do": "wait"}
+    queue.register(1)
+    assert queue.lease(1)["key"] == "a"
 
 
 def test_a_worker_that_was_given_up_is_not_heard() -> None:

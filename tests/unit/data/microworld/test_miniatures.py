@@ -2,12 +2,12 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from random import Random
 
 import pytest
 
 from attempt_ray.data import microworld
 from attempt_ray.data.microworld import miniatures, world
+from attempt_ray.data.microworld.world import Speaker
 from attempt_ray.errors import DataError
 from attempt_ray.tasks import SOURCE_TASKS, TARGET_TASKS, TASKS
 from attempt_ray.tasks.spec import TemplateOptions
@@ -73,7 +73,7 @@ def test_answers_stand_in_the_passage_at_the_place_given() -> None:
 
 
 def test_paraphrases_of_swapped_roles_use_the_same_people() -> None:
-    rng = Random(0)
+    rng = Speaker(0)
     for label in (0, 1):
         one, other = miniatures.swapped_roles(rng, label)
         people = [{word for word in text.split() if word in world.PEOPLE} for text in (one, other)]
@@ -92,9 +92,13 @@ def test_likeness_counts_the_parts_two_statements_share(score: int) -> None:
 
     def parts(text: str) -> set[object]:
         names = {*world.PEOPLE, *world.THINGS, *world.PLACES}
-        return {deeds.get(word, synonyms.get(word, word)) for word in text.split() if word in {*names, *synonyms, *deeds}}
+        return {
+            deeds.get(word, synonyms.get(word, word))
+            for word in text.split()
+            if word in {*names, *synonyms, *deeds}
+        }
 
-    one, other = miniatures.likeness(Random(score), score)
+    one, other = miniatures.likeness(Speaker(score), score)
     assert len(parts(one) & parts(other)) == score
 
 

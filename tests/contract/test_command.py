@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+JOBS = ("train_sources", "train_prior", "train_target", "evaluate", "predict", "report", "run_pipeline")
+HEAVY = {
+    "torch",
+    "ray",
+    "transformers",
+    "datasets",
+    "sklearn",
+    "scipy",
+    "matplotlib",
+    "numpy",
+    "pyarrow",
+    "pydantic",
+    "rich",
+}
+
+
+def python(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "100"}
+    return subprocess.run(
+        [sys.executable, *arguments],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=cwd or ROOT,
+        env=environment,
+    )
+
+
+def attempt(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return python("-c", "from jobs.cli import main; main()", *arguments, cwd=cwd)
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = "import sys; sys.argv = ['attempt', '--help']\nfrom jobs.cli import main\ntry: main()\nexcept SystemExit: pass\n"
+    code += "import json; print(json.dumps(sorted({name.partition('.')[0] for name in sys.modules})))"
+    loaded = set(json.loads(python("-c", code).stdout.splitlines()[-1]))
+    assert loaded & HEAVY == set()
+
+
+@pytest.mark.parametrize("look", [["params", "--backbone", "t5-base"], ["tasks"], ["bank", "list"]])
+def test_a_look_imports_neither_torch_nor_ray(look: list[str], tmp_path: Path) -> None:
+    code = f"import sys; sys.argv = ['attempt', *{look!r}]\nfrom jobs.cli import main\ntry: main()\nexcept SystemExit: pass\n"
+    code += "print(sorted({'torch', 'ray', 'transformers', 'datasets'} & set(sys.modules)))"
+    assert python("-c", code, cwd=tmp_path).stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_every_job_has_the_same_two_flags(job: str) -> None:
+    done = python("-m", f"jobs.{job}", "--help")
+    assert done.returncode == 0
+    assert re.search(rf"Usage: python -m jobs\.{job} ", done.stdout)
+    assert "--config" in done.stdout
+    assert "--set" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["train-target", "--config", "embeded"],
+            "no preset or YAML file 'embeded'; did you mean 'embedded'?",
+        ),
+        (["train-target", "--set", "trainin.steps=5"], "no config key 'trainin'; did you mean 'training'?"),
+        (
+            ["train-target", "--set", "training.step=5"],
+            "no config key in [training] 'step'; did you mean 'steps'?",
+        ),
+        (["train-target", "--set", "training.steps"], "--set got 'training.steps'; wanted section.key=value"),
+        (["train-target", "--config", "embedded"], "tasks is empty; name at least one"),
+        (["pipeline", "--set", "study.targets=[rtee]"], "no task 'rtee'; did you mean 'rte'?"),
+        (["train-sources", "--set", "attention.sources=[mnlli]"], "no task 'mnlli'; did you mean 'mnli'?"),
+        (["tasks", "rtee"], "no task 'rtee'; did you mean 'rte'?"),
+        (["params", "--backbone", "t5-bse"], "no backbone 't5-bse'; did you mean 't5-base'?"),
+        (["bank", "show", "target/../x"], "got the name '../x'"),
+        (["bank", "promote", "target/rte"], "no prompt 'target/rte'"),
+        (["runs", "list"], "no directory runs"),
+        (["predict", "rte", "--field", "x"], "--field got 'x'; wanted name=value"),
+        (["predict", "rte", "--rows", "nowhere.jsonl"], "cannot read rows from nowhere.jsonl"),
+        (["evalute"], "No such command 'evalute'. Did you mean 'evaluate'?"),
+        (["evaluate", "--confg", "x"], "No such option: --confg"),
+    ],
+)
+def test_a_mistake_is_one_line_with_the_fix_and_exit_2(
+    arguments: list[str], message: str, tmp_path: Path
+) -> None:
+    done = attempt(*arguments, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"error: {message}")
+    assert list(tmp_path.iterdir()) == []
