@@ -162,7 +162,7 @@ def word_tokenizer(words: Iterable[str], *, sentinels: int) -> PreTrainedTokeniz
     vocabulary = {
         token: index for index, token in enumerate([*specials, *sorted(set(words) - set(specials))])
     }
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))  # noqa: S106
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = _word_split()
     return _finished(tokenizer, sentinels=sentinels)
@@ -202,9 +202,9 @@ def _finished(tokenizer: Tokenizer, *, sentinels: int) -> PreTrainedTokenizerFas
     )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        pad_token="<pad>",  # noqa: S106
-        eos_token="</s>",  # noqa: S106
-        unk_token="<unk>",  # noqa: S106
+        pad_token="<pad>",
+        eos_token="</s>",
+        unk_token="<unk>",
         additional_special_tokens=_specials(sentinels)[3:],
         clean_up_tokenization_spaces=False,
     )
