@@ -32,7 +32,7 @@ ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared" / "data"
 
 
-_WORDS = tuple(f"w{number}" for number in range(24))
+_WORDS = tuple(f"w{number}" for number in range(30))
 _PIECES = (
     "0",
     "1",
@@ -71,10 +71,16 @@ def pytest_unconfigure() -> None:
 
 
 @pytest.fixture(scope="session")
-def study_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def save_tiny_backbone() -> Callable[[Path], None]:
+    """Return a function that saves a random T5 of width 16 whose words are `w0` to `w29`, labels and field names."""
+    return _save_backbone
+
+
+@pytest.fixture(scope="session")
+def study_files(tmp_path_factory: pytest.TempPathFactory, save_tiny_backbone: Callable[[Path], None]) -> Path:
     """A tiny random T5 in `backbone/`, and rows of two sources and two targets as `rows/<task>/<split>.jsonl`."""
     root = tmp_path_factory.mktemp("study")
-    _save_backbone(root / "backbone")
+    save_tiny_backbone(root / "backbone")
     for task, columns in _COLUMNS.items():
         rng = random.Random(task)
         (root / "rows" / task).mkdir(parents=True)

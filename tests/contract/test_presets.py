@@ -49,4 +49,11 @@ def test_the_embedded_preset_knows_the_generators_truth() -> None:
     plan.check(config)
     assert config.backbone.name == "nano"
     assert config.study.parents == dict(PARENTS)
+
+
+def test_the_embedded_suite_has_every_miniature_once_in_a_group() -> None:
+    config = load_config(["embedded", "embedded-suite"])
+    plan.check(config)
     assert set(config.study.targets) == set(TARGET_TASKS) - {"cola", "copa"}
+    assert sorted(task for group in config.study.groups for task in group) == sorted(config.study.targets)
+    assert len(config.study.seeds) >= 3

@@ -10,27 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
 from attempt_ray.config import Config, parse
 from attempt_ray.training.ingredients import forget_backbone
 from attempt_ray.training.run import execute
 
 WORDS = tuple(f"w{number}" for number in range(30))
-PIECES = (
-    "0",
-    "1",
-    "2",
-    "premise:",
-    "hypothesis:",
-    "sentence1:",
-    "sentence2:",
-    "question:",
-    "context:",
-    "sentence:",
-)
 WIDTH = 16
 LENGTH = 3
 SOURCES = ("mnli", "squad")
@@ -72,10 +57,10 @@ ROWS: dict[str, tuple[Callable[[random.Random], dict[str, Any]], dict[str, int]]
 
 
 @pytest.fixture(scope="session")
-def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def files(tmp_path_factory: pytest.TempPathFactory, save_tiny_backbone: Callable[[Path], None]) -> Path:
     """`backbone/` and `rows/<task>/<split>.jsonl`; `cb` has no training rows."""
     root = tmp_path_factory.mktemp("files")
-    save_backbone(root / "backbone")
+    save_tiny_backbone(root / "backbone")
     for task, (make, counts) in ROWS.items():
         rng = random.Random(task)
         (root / "rows" / task).mkdir(parents=True)
@@ -86,31 +71,6 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
             ]
             (root / "rows" / task / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
     return root
-
-
-def save_backbone(directory: Path) -> None:
-    vocabulary = {word: number for number, word in enumerate(("<pad>", "</s>", "<unk>", *PIECES, *WORDS))}
-    raw = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    raw.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=raw, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = T5ForConditionalGeneration(
-            T5Config(
-                vocab_size=len(vocabulary),
-                d_model=WIDTH,
-                d_kv=8,
-                d_ff=32,
-                num_layers=1,
-                num_heads=2,
-                decoder_start_token_id=0,
-            )
-        )
-    model.save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
 
 
 def base_config(files: Path, root: Path) -> dict[str, Any]:
