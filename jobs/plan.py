@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from attempt_ray.config import AttentionConfig, Config, PromptConfig
 from attempt_ray.errors import ConfigError, unknown_name
 from attempt_ray.orchestration.study import Job, Results
-from attempt_ray.tasks import Task, all_tasks
+from attempt_ray.tasks import Task, all_tasks, get_task
 
 if TYPE_CHECKING:
     from attempt_ray.bank.store import Bank
@@ -265,11 +265,8 @@ def _start_from(source: str, *, init: str) -> dict[str, Any]:
 
 def _first_source(config: Config, tasks: Sequence[str]) -> str:
     """Return the source for targets without a known parent: MNLI, or SQuAD where answers are extracted (paper)."""
-    known = all_tasks(config.data.user_tasks)
-    for task in tasks:
-        if task not in known:
-            raise ConfigError(unknown_name("task", task, known))
-    paper = "squad" if all(known[task].kind == "qa" for task in tasks) else "mnli"
+    chosen = [get_task(task, config.data.user_tasks) for task in tasks]
+    paper = "squad" if all(task.kind == "qa" for task in chosen) else "mnli"
     return paper if paper in config.attention.sources else config.attention.sources[0]
 
 
@@ -283,6 +280,6 @@ def _prior(config: Config, tasks: Sequence[str]) -> str | None:
     groups = prior_groups(config)
     if not config.study.prior or not groups:
         return None
-    known = all_tasks(config.data.user_tasks)
-    wanted = "qa" if all(known[task].group == "MRQA" for task in tasks) else "text"
+    chosen = [get_task(task, config.data.user_tasks) for task in tasks]
+    wanted = "qa" if all(task.group == "MRQA" for task in chosen) else "text"
     return f"attention/prior-{wanted if wanted in groups else next(iter(groups))}"
