@@ -113,11 +113,14 @@ def _of_seeds(runs: Sequence[Run]) -> list[str]:
     for (label, task), of_task in sorted(seeds.items()):
         if len(of_task) < WANTED_SEEDS:
             few[label][len(of_task)].append(task)
+    alike: dict[tuple[int, tuple[str, ...]], list[str]] = defaultdict(list)
+    for label, by_count in few.items():
+        for count, tasks in sorted(by_count.items()):
+            alike[count, tuple(tasks)].append(label)
     return [
-        f"{label}: {count} {'seed' if count == 1 else 'seeds'} only on {', '.join(tasks)} "
+        f"{', '.join(labels)}: {count} {'seed' if count == 1 else 'seeds'} only on {', '.join(tasks)} "
         f"(at least {WANTED_SEEDS} wanted)"
-        for label, by_count in few.items()
-        for count, tasks in sorted(by_count.items())
+        for (count, tasks), labels in alike.items()
     ]
 
 

@@ -43,7 +43,7 @@ def test_what_spoils_a_comparison_is_said(write_run: WriteRun, tmp_path: Path) -
     assert "the backbone changed during the run" in found
     assert "rte: runs saw 2 different data sets" in found
     assert "runs use different backbones: nano (abababab), t5-base (efefefef)" in found
-    assert "attempt: 1 seed only on rte (at least 3 wanted)" in found
+    assert "attempt, prompt_tuning: 1 seed only on rte (at least 3 wanted)" in found
 
 
 def test_fine_tuning_may_change_the_backbone(write_run: WriteRun, tmp_path: Path) -> None:
