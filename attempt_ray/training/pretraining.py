@@ -252,9 +252,9 @@ class Mixture:
         if config.tokenizer == "words":
             return word_tokenizer(self._words(), sentinels=config.sentinels)
         if config.tokenizer == "unigram":
-            texts = [" ".join(words) for words in self._passages]
-            texts += [text for pairs in self._pairs.values() for pair in pairs for text in pair]
-            return subword_tokenizer(texts, size=config.vocabulary_size, sentinels=config.sentinels)
+            return subword_tokenizer(
+                self._own_texts(), size=config.vocabulary_size, sentinels=config.sentinels
+            )
         try:
             return AutoTokenizer.from_pretrained(config.tokenizer)
         except (OSError, ValueError) as error:
@@ -283,6 +283,11 @@ class Mixture:
             words, rng, rate=config.corruption_rate, mean_span=config.mean_span, sentinels=config.sentinels
         )
 
+    def _own_texts(self) -> list[str]:
+        """Return all texts that were read: passages, then sources and targets of the tasks' rows."""
+        passages = [" ".join(words) for words in self._passages]
+        return passages + [text for pairs in self._pairs.values() for pair in pairs for text in pair]
+
     def _words(self) -> set[str]:
         """Return every word of the mixture; a sample of the micro-world this large holds all of its words."""
         split = _word_split()
@@ -292,8 +297,7 @@ class Mixture:
             texts = [text for pair in (*drawn, *skills.template_pairs(rng)) for text in pair]
             texts += islice(skills.texts(rng), VOCABULARY_PAIRS)
         else:
-            texts = [text for pairs in self._pairs.values() for pair in pairs for text in pair]
-            texts += [" ".join(words) for words in self._passages]
+            texts = self._own_texts()
         return {word for text in set(texts) for word, _ in split.pre_tokenize_str(text.lower())}
 
 

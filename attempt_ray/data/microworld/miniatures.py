@@ -61,6 +61,11 @@ def entailment(rng: Speaker, label: int) -> tuple[str, str]:
     return premise, world.tell(rng, world.weaken(rng, world.alter(rng, event)))
 
 
+def two_way_entailment(rng: Speaker, label: int) -> tuple[str, str]:
+    """Return a premise and a hypothesis that it entails (0) or not (1)."""
+    return entailment(rng, rng.choice((1, 2)) if label else 0)
+
+
 def same_question(rng: Speaker, label: int) -> tuple[str, str]:
     """Return two questions that ask the same (1) or not (0)."""
     event = world.draw_event(rng)
@@ -71,7 +76,7 @@ def same_question(rng: Speaker, label: int) -> tuple[str, str]:
             other_about = rng.choice([kind for kind in world.answerable(event) if kind != about])
         else:
             slots = [slot for slot in ("person", "thing", "deed") if slot != about]
-            other = _altered(rng, event, rng.choice(slots))
+            other = world.altered(rng, event, rng.choice(slots))
     return world.ask(rng, event, about).text, world.ask(rng, other, other_about).text
 
 
@@ -80,7 +85,7 @@ def same_statement(rng: Speaker, label: int) -> tuple[str, str]:
     event = world.draw_event(rng)
     other = event
     if label == 0:
-        other = _altered(rng, event, rng.choice(("person", "thing", "deed")))
+        other = world.altered(rng, event, rng.choice(("person", "thing", "deed")))
     return world.tell(rng, event), world.tell(rng, other)
 
 
@@ -107,7 +112,7 @@ def answer_sentence(rng: Speaker, label: int) -> tuple[str, str]:
     question = world.ask(rng, event)
     asked = [slot for slot in ("person", "thing", "deed") if getattr(event, slot) != question.answer]
     if label == 1:
-        event = _altered(rng, event, rng.choice(asked))
+        event = world.altered(rng, event, rng.choice(asked))
     return question.text, world.tell(rng, event)
 
 
@@ -123,7 +128,7 @@ def truth_question(rng: Speaker, label: int) -> tuple[str, str]:
     asked = (
         world.weaken(rng, event)
         if label
-        else _altered(rng, replace(event, quality=None), rng.choice(("person", "thing")))
+        else world.altered(rng, replace(event, quality=None), rng.choice(("person", "thing")))
     )
     verb, where = rng.word(world.DEEDS[asked.deed]), f" in the {asked.place}" if asked.place else ""
     return f"did {asked.person} {verb.base} {world.noun_phrase(rng, asked)}{where} ?", passage(rng, events)
@@ -216,7 +221,7 @@ def likeness(rng: Speaker, score: int) -> tuple[str, str]:
             others = [q for q in range(len(world.QUALITIES)) if q // 2 != (event.quality or 0) // 2]
             other = replace(other, quality=rng.choice(others))
         else:
-            other = _altered(rng, other, slot)
+            other = world.altered(rng, other, slot)
     return world.tell(rng, event), world.tell(rng, other)
 
 
@@ -226,20 +231,6 @@ def review(rng: Speaker, label: int) -> str:
     lines += [world.tell(rng, world.draw_event(rng)) for _ in range(rng.choice((1, 2)))]
     rng.shuffle(lines)
     return " ".join(lines)
-
-
-def _altered(rng: Speaker, event: Event, slot: str) -> Event:
-    match slot:
-        case "person":
-            return replace(event, person=rng.choice([name for name in world.PEOPLE if name != event.person]))
-        case "thing":
-            return replace(event, thing=rng.choice([thing for thing in world.THINGS if thing != event.thing]))
-        case "place":
-            return replace(event, place=rng.choice([place for place in world.PLACES if place != event.place]))
-        case _:
-            return replace(
-                event, deed=rng.choice([deed for deed in range(len(world.DEEDS)) if deed != event.deed])
-            )
 
 
 def _pair(
@@ -255,7 +246,7 @@ def _pair(
 
 def _rte(rng: Speaker) -> Row:
     label = rng.randrange(2)
-    premise, hypothesis = entailment(rng, rng.choice((1, 2)) if label else 0)
+    premise, hypothesis = two_way_entailment(rng, label)
     lines = [premise, world.tell(rng, world.draw_event(rng))]
     rng.shuffle(lines)
     return {"sentence1": " ".join(lines), "sentence2": hypothesis, "label": label}
@@ -273,7 +264,7 @@ def _cb(rng: Speaker) -> Row:
 
 def _scitail(rng: Speaker) -> Row:
     label = rng.randrange(2)
-    premise, hypothesis = entailment(rng, rng.choice((1, 2)) if label else 0)
+    premise, hypothesis = two_way_entailment(rng, label)
     return {"sentence1": premise, "sentence2": hypothesis, "gold_label": ("entailment", "neutral")[label]}
 
 

@@ -41,7 +41,7 @@ def _infer(rng: Speaker) -> Drawn:
 
 def _follows(rng: Speaker) -> Drawn:
     label = rng.randrange(2)
-    premise, hypothesis = miniatures.entailment(rng, rng.choice((1, 2)) if label else 0)
+    premise, hypothesis = miniatures.two_way_entailment(rng, label)
     return _two(rng, (_framed(rng, premise), hypothesis)), label
 
 

@@ -192,21 +192,29 @@ def contradict(rng: Speaker, event: Event) -> str:
         case "quality" if event.quality is not None:
             return tell(rng, replace(event, quality=OPPOSITE[event.quality]))
         case "place":
-            return tell(
-                rng, replace(event, place=rng.choice([place for place in PLACES if place != event.place]))
-            )
+            return tell(rng, altered(rng, event, "place"))
         case _:
             return deny(rng, weaken(rng, event))
 
 
 def alter(rng: Speaker, event: Event) -> Event:
-    """Return an event that is neither implied nor excluded by `event`: another person, thing or deed."""
-    match rng.choice(("person", "thing", "deed")):
+    """Return an event that is neither implied nor excluded by `event`: another person, kind of thing or deed."""
+    slot = rng.choice(("person", "thing", "deed"))
+    if slot == "thing":
+        kind = KIND_OF[event.thing]
+        return replace(event, thing=rng.choice([thing for thing in THINGS if KIND_OF[thing] != kind]))
+    return altered(rng, event, slot)
+
+
+def altered(rng: Speaker, event: Event, slot: str) -> Event:
+    """Return an event with another person, thing, place or deed, as `slot` says."""
+    match slot:
         case "person":
             return replace(event, person=rng.choice([name for name in PEOPLE if name != event.person]))
         case "thing":
-            kind = KIND_OF[event.thing]
-            return replace(event, thing=rng.choice([thing for thing in THINGS if KIND_OF[thing] != kind]))
+            return replace(event, thing=rng.choice([thing for thing in THINGS if thing != event.thing]))
+        case "place":
+            return replace(event, place=rng.choice([place for place in PLACES if place != event.place]))
         case _:
             return replace(event, deed=rng.choice([deed for deed in range(len(DEEDS)) if deed != event.deed]))
 
