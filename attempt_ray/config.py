@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError, model_validator
 
 from attempt_ray.errors import ConfigError, unknown_name
 
@@ -308,14 +308,19 @@ class PretrainPhase(Section):
 
     steps: int = Field(ge=1)
     """Optimizer steps."""
-    pairs: int = Field(ge=0)
-    """Supervised pairs drawn for the phase (micro-world) or the most kept of each task (real tasks)."""
+    pairs: NonNegativeInt | dict[str, NonNegativeInt]
+    """Supervised pairs drawn for the phase (micro-world), or the most kept of each task or of each named task (real
+    tasks)."""
     texts: int = Field(ge=0)
     """Passages to repair drawn for the phase."""
     told: float = Field(default=0.5, ge=0, le=1)
-    """Micro-world: share of the closed skills' pairs that list the words to answer with."""
+    """Share of the closed skills' or tasks' pairs that list the words to answer with."""
     variety: float = Field(default=1.0, ge=0, le=1)
     """Micro-world: share of wordings that are free; the others are the plainest, which a model learns from sooner."""
+
+    def pairs_of(self, name: str) -> int:
+        """Return the most pairs of a task, or of the micro-world."""
+        return self.pairs if isinstance(self.pairs, int) else self.pairs.get(name, 0)
 
 
 class PretrainConfig(Section):
@@ -373,6 +378,12 @@ class PretrainConfig(Section):
     def _check_corpus(self) -> PretrainConfig:
         if self.corpus == "files" and not (self.texts or self.tasks):
             raise ValueError("corpus 'files' got neither texts nor tasks; give at least one of them")
+        mixed = self.tasks if self.corpus == "files" else ("microworld",)
+        for phase in self.phases:
+            if isinstance(phase.pairs, dict) and (unlisted := sorted(set(phase.pairs) - set(mixed))):
+                raise ValueError(
+                    f"phases.pairs names {', '.join(unlisted)}, which the mixture does not have; it has {', '.join(mixed)}"
+                )
         return self
 
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 import platform
 import shutil
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice, pairwise
+from operator import attrgetter
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -45,7 +45,9 @@ from attempt_ray.training.checkpoint import (
 from attempt_ray.training.muon import Muon
 
 HELD_OUT_PAIRS = 2000
-"""Supervised pairs that are kept from training, to measure what was learned."""
+"""Pairs of the micro-world that are kept from training, to measure what was learned."""
+HELD_OUT_ROWS = 500
+"""Dev rows of each task that measure what was learned."""
 
 MATCH_SCORE = 6.0
 """Attention score of two equal tokens in the heads that start out matching."""
@@ -147,15 +149,34 @@ def _text_files(paths: Iterable[str]) -> Iterator[Path]:
             raise DataError(f"no text file or directory '{name}'; check the path")
 
 
-def task_pairs(config: PretrainConfig, name: str) -> list[Pair]:
-    """Return the training rows of a task as (source, target) texts."""
-    task = get_task(name, config.data.user_tasks)
+def task_pairs(task: Task, config: PretrainConfig) -> tuple[list[Pair], list[Pair]]:
+    """Return the training rows of a task, and some of its dev rows, as (source, target) texts."""
+    splits = load_splits(task, config.data)
     options = template_options(config.data)
-    return [
-        (example.source, example.target)
-        for row in load_splits(task, config.data).train
-        for example in task.train_examples(row, options)
-    ]
+    train, dev = (
+        [(example.source, example.target) for row in rows for example in task.train_examples(row, options)]
+        for rows in (splits.train, islice(splits.dev, HELD_OUT_ROWS))
+    )
+    return train, dev
+
+
+def told_pair(task: Task, pair: Pair, labels: Sequence[str], rng: Random) -> Pair:
+    """Reword a pair of a closed task so that it lists, in order of class, the words to answer with, drawn anew.
+
+    The words stand where a soft prompt will: before the input, which may open with any task's prefix and, half of the
+    time, has numbered pieces. So the backbone learns to be told what to do and how to answer, whatever the task is
+    called.
+    """
+    source, target = pair
+    words = skills.draw_labels(rng, len(labels))
+    text = source.removeprefix(f"{task.prefix} ")
+    if rng.random() < 0.5:
+        named = [name for name in task.fields if f"{name}: " in text]
+        for number, name in enumerate(named, start=1):
+            text = text.replace(f"{name}: ", f"sentence{number}: ", 1)
+    if rng.random() < 0.5:
+        text = f"{rng.choice(sorted(TASKS.values(), key=attrgetter('name'))).prefix} {text}"
+    return f"{task.prefix} {' '.join(words)} : {text}", words[labels.index(target)]
 
 
 def word_tokenizer(words: Iterable[str], *, sentinels: int) -> PreTrainedTokenizerFast:
@@ -224,11 +245,15 @@ class Mixture:
         """
         self._config = config
         self._passages: list[list[str]] = []
+        self._tasks: list[Task] = []
         self._pairs: dict[str, list[Pair]] = {}
+        self._held_out: dict[str, list[Pair]] = {}
         if config.corpus == "files":
             if config.texts:
                 self._passages = load_passages(config.texts, passage_words=config.passage_words)
-            self._pairs = {name: task_pairs(config, name) for name in config.tasks}
+            self._tasks = [get_task(name, config.data.user_tasks) for name in config.tasks]
+            for task in self._tasks:
+                self._pairs[task.name], self._held_out[task.name] = task_pairs(task, config)
 
     def phase(self, number: int) -> list[Pair]:
         """Return a phase's examples; equal numbers give equal examples."""
@@ -239,12 +264,12 @@ class Mixture:
             self._corrupted(words, rng) for words in self._texts(phase, rng)
         ]
 
-    def held_out(self) -> list[Pair]:
-        """Return pairs of the micro-world that no phase has drawn on purpose; empty for real tasks."""
+    def held_out(self) -> dict[str, list[Pair]]:
+        """Return pairs by skill or task: those of the micro-world that no phase has drawn on purpose, or dev rows."""
         if self._config.corpus == "files":
-            return []
+            return self._held_out
         rng = Speaker(f"{self._config.seed}/held-out")
-        return list(islice(skills.pairs(rng, told=0.3), HELD_OUT_PAIRS))
+        return skills.by_skill(islice(skills.pairs(rng, told=0.3), HELD_OUT_PAIRS))
 
     def tokenizer(self) -> Any:
         """Return the tokenizer that the config names, or one trained on the mixture."""
@@ -265,12 +290,16 @@ class Mixture:
 
     def _supervised(self, phase: PretrainPhase, rng: Speaker) -> list[Pair]:
         if self._config.corpus == "microworld":
-            return list(islice(skills.pairs(rng, told=phase.told), phase.pairs))
-        return [
-            pair
-            for pairs in self._pairs.values()
-            for pair in (rng.sample(pairs, phase.pairs) if len(pairs) > phase.pairs else pairs)
-        ]
+            return list(islice(skills.pairs(rng, told=phase.told), phase.pairs_of("microworld")))
+        drawn: list[Pair] = []
+        for task in self._tasks:
+            pairs = self._pairs[task.name]
+            labels = task.labels.get(self._config.data.label_words, ())
+            drawn += [
+                told_pair(task, pair, labels, rng) if labels and rng.random() < phase.told else pair
+                for pair in rng.sample(pairs, min(phase.pairs_of(task.name), len(pairs)))
+            ]
+        return drawn
 
     def _texts(self, phase: PretrainPhase, rng: Speaker) -> list[list[str]]:
         if self._config.corpus == "microworld":
@@ -501,26 +530,26 @@ def _loss(model: T5ForConditionalGeneration, batch: Batch) -> Tensor:
 
 @torch.no_grad()
 def exact_match(
-    model: T5ForConditionalGeneration, split: EncodedSplit, *, rows: int = 256
+    model: T5ForConditionalGeneration, pairs: Mapping[str, Sequence[Pair]], tokenizer: Any, *, rows: int = 128
 ) -> dict[str, float]:
-    """Return the share in percent of targets that a model predicts whole, by skill and as `mean` over the skills.
+    """Return the share in percent of targets that a model predicts whole, by skill or task and as their `mean`.
 
-    Teacher-forced: for the one-word answers of the micro-world that is the greedy answer.
+    Teacher-forced: for answers of one token that is the greedy answer.
     """
     model.eval()
-    hits: dict[str, list[bool]] = defaultdict(list)
-    names = [skills.skill_of(example.source) for example in split.examples()]
-    for batch in evaluation_batches(split, rows=rows, task_index=0):
-        logits = model(
-            input_ids=batch.input_ids_BT,
-            attention_mask=batch.mask_BT,
-            labels=batch.labels_BL,
-            use_cache=False,
-        ).logits
-        right = ((logits.argmax(dim=-1) == batch.labels_BL) | (batch.labels_BL < 0)).all(dim=1)
-        for row, hit in zip(batch.row_B.tolist(), right.tolist(), strict=True):
-            hits[names[row]].append(hit)
-    scores = {name: 100 * sum(found) / len(found) for name, found in sorted(hits.items())}
+    scores: dict[str, float] = {}
+    for name, mine in sorted(pairs.items()):
+        hits = 0
+        for batch in evaluation_batches(encode_pairs(mine, tokenizer), rows=rows, task_index=0):
+            logits = model(
+                input_ids=batch.input_ids_BT,
+                attention_mask=batch.mask_BT,
+                labels=batch.labels_BL,
+                use_cache=False,
+            ).logits
+            right = ((logits.argmax(dim=-1) == batch.labels_BL) | (batch.labels_BL < 0)).all(dim=1)
+            hits += int(right.sum())
+        scores[name] = 100 * hits / len(mine)
     return {"mean": sum(scores.values()) / len(scores), **scores}
 
 
@@ -588,7 +617,7 @@ def pretrain(config: PretrainConfig, *, on_progress: Callable[[PretrainProgress]
         if progress.step % config.checkpoint_steps == 0 and progress.step < progress.steps:
             save_checkpoint(checkpoints, run.checkpoint(facts))
     held_out = mixture.held_out()
-    scores = exact_match(run.model, encode_pairs(held_out, tokenizer)) if held_out else {}
+    scores = exact_match(run.model, held_out, tokenizer) if held_out else {}
     made = recipe(config, run.model, tokenizer, scores)
     with storage_errors(f"write {output}", where=output):
         output.mkdir(parents=True, exist_ok=True)

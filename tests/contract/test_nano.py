@@ -12,7 +12,7 @@ from attempt_ray.data.microworld.world import Speaker
 from attempt_ray.model.backbone import PACKAGED, Backbone, load_backbone
 from attempt_ray.tasks import TASKS
 from attempt_ray.tasks.spec import TemplateOptions
-from attempt_ray.training.pretraining import encode_pairs, exact_match
+from attempt_ray.training.pretraining import exact_match
 from jobs.edge import PRESETS
 
 NANO = PACKAGED / "nano"
@@ -48,10 +48,10 @@ def test_it_is_at_most_eight_megabytes() -> None:
 
 
 def test_it_does_what_its_recipe_says(nano: Backbone, recipe: dict[str, object]) -> None:
-    pairs = list(islice(skills.pairs(Speaker("fresh"), told=0.3), 300))
+    pairs = skills.by_skill(islice(skills.pairs(Speaker("fresh"), told=0.3), 300))
     reached = recipe["held_out_exact_match_percent"]
     assert isinstance(reached, dict)
-    assert exact_match(nano.model, encode_pairs(pairs, nano.tokenizer))["mean"] > reached["mean"] - 10
+    assert exact_match(nano.model, pairs, nano.tokenizer)["mean"] > reached["mean"] - 10
 
 
 @pytest.mark.parametrize("task", sorted(MINIATURES))

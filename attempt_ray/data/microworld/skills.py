@@ -7,7 +7,9 @@ and no miniature's own prefix or verbalizer is tied to a skill.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cache
+from random import Random
 
 from attempt_ray.data.microworld import miniatures, world
 from attempt_ray.data.microworld.world import Speaker
@@ -164,7 +166,6 @@ def pairs(rng: Speaker, *, told: float = 0.6) -> Iterator[tuple[str, str]]:
     """
     names = [*CLOSED, *OPEN]
     shares = [share for *_, share in CLOSED.values()] + [share for *_, share in OPEN.values()]
-    pool = label_pool()
     prefixes = sorted({task.prefix for task in TASKS.values()})
     while True:
         (name,) = rng.choices(names, shares)
@@ -177,7 +178,7 @@ def pairs(rng: Speaker, *, told: float = 0.6) -> Iterator[tuple[str, str]]:
         fields, label = draw(rng)
         words, listed = list(own), ""
         if rng.random() < told:
-            words = rng.sample(DIGITS if rng.random() < 0.3 else pool, len(own))
+            words = draw_labels(rng, len(own))
             listed = " ".join(words) + " "
         yield (
             f"{stray}{name} {listed}: " + " ".join(f"{field} {text}" for field, text in fields),
@@ -218,19 +219,33 @@ def _twice(rng: Speaker) -> tuple[str, str]:
             return world.tell(rng, event), world.tell(rng, world.weaken(rng, event))
 
 
-def label_pool() -> list[str]:
+def draw_labels(rng: Random, count: int) -> list[str]:
+    """Draw different words to answer with."""
+    return rng.sample(DIGITS if rng.random() < 0.3 else label_pool(), count)
+
+
+@cache
+def label_pool() -> Sequence[str]:
     """Return every word that a skill example may be told to answer with."""
     words = {*world.PEOPLE, *world.PLACES, *world.THINGS, *world.MOODS, *world.SUBJECTS, *DIGITS}
     for task in TASKS.values():
         for spelled in task.labels.values():
             words.update(spelled)
-    return sorted(words)
+    return tuple(sorted(words))
 
 
 def skill_of(source: str) -> str:
     """Return the skill that a source text of `pairs` asks for."""
     first, second, *_ = source.split()
     return first if first in CLOSED or first in OPEN else second
+
+
+def by_skill(drawn: Iterable[tuple[str, str]]) -> dict[str, list[tuple[str, str]]]:
+    """Sort what `pairs` yields by the skill that it asks for."""
+    found: dict[str, list[tuple[str, str]]] = {}
+    for source, target in drawn:
+        found.setdefault(skill_of(source), []).append((source, target))
+    return found
 
 
 def template_pairs(rng: Speaker, *, rows: int = 200) -> Iterator[tuple[str, str]]:

@@ -100,7 +100,7 @@ def test_markdown_gives_size_metric_parameters_and_steps(write_run: WriteRun, tm
     assert "| *test n (points each)* | 100 (1.00) |" in text
     assert "| full fine-tuning | 90.0 | 90.0 | 1 | 222,882,048 | 300 |" in text
     assert "| ATTEMPT | **70.0** | 70.0 | 1 | 2,560 | 300 |" in text
-    assert "- attempt: 1 seed only on rte" in text
+    assert "- attempt, finetune, prompt_tuning: 1 seed only on rte" in text
 
 
 def test_the_dict_is_json_and_holds_every_seed(write_run: WriteRun, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
@@ -12,8 +13,16 @@ from hypothesis import strategies as st
 from attempt_ray.config import BackboneConfig, PretrainConfig
 from attempt_ray.errors import ConfigError, DataError
 from attempt_ray.model.backbone import load_backbone
+from attempt_ray.tasks import TASKS
 from attempt_ray.training import pretraining
-from attempt_ray.training.pretraining import PretrainProgress, corrupt, pretrain, word_tokenizer
+from attempt_ray.training.pretraining import (
+    Mixture,
+    PretrainProgress,
+    corrupt,
+    pretrain,
+    told_pair,
+    word_tokenizer,
+)
 
 SHAPE = {
     "width": 16,
@@ -122,11 +131,40 @@ def test_texts_and_tasks_of_ones_own_make_a_subword_backbone(
         vocabulary_size=200,
         phases=[{"steps": 2, "pairs": 20, "texts": 30}],
     )
-    pretrain(config, on_progress=lambda _: None)
+    made = pretrain(config, on_progress=lambda _: None)
+    assert set(made["held_out_exact_match_percent"]) == {"mean", "sst2"}
     backbone = load_backbone(BackboneConfig(name=config.output))
     ids = backbone.tokenizer("the old mill <extra_id_0>")["input_ids"]
     assert backbone.tokenizer.decode(ids, skip_special_tokens=True).strip() == "the old mill"
     assert backbone.tokenizer.convert_tokens_to_ids("<extra_id_0>") in ids
+
+
+def test_a_told_pair_lists_the_words_to_answer_with_in_order_of_class() -> None:
+    rng = Random(0)
+    pair = ("mnli premise: it rains hypothesis: it is wet", "neutral")
+    forms = set()
+    for _ in range(200):
+        source, target = told_pair(TASKS["mnli"], pair, ("entailment", "neutral", "contradiction"), rng)
+        told, text = source.split(" : ")
+        task, *words = told.split()
+        assert (task, len(set(words)), words[1]) == ("mnli", 3, target)
+        forms.add(
+            text.removeprefix(f"{text.split()[0]} ") if not text.startswith(("premise", "sent")) else text
+        )
+    assert forms == {"premise: it rains hypothesis: it is wet", "sentence1: it rains sentence2: it is wet"}
+
+
+def test_pairs_can_be_capped_task_by_task(recipe_of: Callable[..., PretrainConfig]) -> None:
+    config = recipe_of(
+        corpus="files",
+        tasks=["sst2", "mnli"],
+        data={"origin": "embedded", "label_words": "words", "max_train_rows": 50},
+        phases=[{"steps": 1, "pairs": {"sst2": 7, "mnli": 90}, "texts": 0, "told": 0.0}],
+    )
+    counts = Counter(source.split()[0] for source, _ in Mixture(config).phase(0))
+    assert counts == {"sst2": 7, "mnli": 50}
+    with pytest.raises(ValueError, match="names qqp, which the mixture does not have"):
+        recipe_of(corpus="files", tasks=["sst2"], phases=[{"steps": 1, "pairs": {"qqp": 7}, "texts": 0}])
 
 
 def test_texts_that_are_not_there_are_told(recipe_of: Callable[..., PretrainConfig], tmp_path: Path) -> None:
