@@ -117,16 +117,29 @@ class AttentionConfig(Section):
     """Max-pool over real tokens only, or over the padded width as the authors' code does."""
     authors_width: int = Field(default=256, ge=1)
     """Padded width that `pooling: authors` reproduces, in tokens (authors' configs: 256)."""
+    center: bool = False
+    """Take the mean pooled training input off each pooled input before G. Maxima over tokens are alike whatever the
+    input, and G, which sees little but their common part, gives all inputs the same weights (ours; not in the
+    paper)."""
     train_norm: bool = True
     """Train LayerNorm's gain and bias (paper's parameter count; the authors' code freezes them)."""
     weights: Literal["learned", "uniform", "uniform_sources"] = "learned"
     """`learned` by G; `uniform` 1/(t+1) over sources and target (code); `uniform_sources` 1/t over sources (paper)."""
+    start: Literal["source", "vocab"] = "source"
+    """Where target prompts of `prompt.init: vocab` start: from the prompt of MNLI, of SQuAD for question answering (paper
+    section 4.3), or from vocabulary rows like prompt tuning's, which leaves it to G to find the parent."""
     target: Literal["trained", "none"] = "trained"
     """`none` drops the target prompt: a mixture of sources without a residual."""
     frozen: bool = False
     """Keep G at its starting values and train the target prompt alone."""
     prior: str | None = None
     """Bank reference of a G to start from, such as `attention/prior-text`; None starts afresh."""
+
+    @model_validator(mode="after")
+    def _check_center(self) -> AttentionConfig:
+        if self.center and self.pooling == "authors":
+            raise ValueError("center is for pooling 'masked' alone; set attention.center=false")
+        return self
 
 
 class TrainingConfig(Section):

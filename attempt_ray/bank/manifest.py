@@ -197,8 +197,8 @@ class Manifest(Facts):
 def check_tensors(kind: Kind, tensors: Arrays, *, width: int) -> None:
     """Check names, shapes, type and finiteness of a version's tensors.
 
-    Prompts are ``prompt`` [P, H]; G is ``down.weight`` [R, H], ``up.weight`` [H, R], ``norm.weight`` [H] and
-    ``norm.bias`` [H].
+    Prompts are ``prompt`` [P, H]; G is ``down.weight`` [R, H], ``up.weight`` [H, R], ``norm.weight`` [H],
+    ``norm.bias`` [H] and, where inputs are centred, ``center_H`` [H].
 
     Raises:
         BankError: Something differs, with its name.
@@ -211,7 +211,7 @@ def check_tensors(kind: Kind, tensors: Arrays, *, width: int) -> None:
             "up.weight": (width, bottleneck),
             "norm.weight": (width,),
             "norm.bias": (width,),
-        }
+        } | ({"center_H": (width,)} if "center_H" in tensors else {})
     else:
         prompt = tensors.get("prompt")
         wanted = {"prompt": (prompt.shape[0] if prompt is not None and prompt.ndim == 2 else None, width)}

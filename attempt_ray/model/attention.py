@@ -28,7 +28,10 @@ class PromptAttention(nn.Module):
 
     Attributes:
         divisor: What scores are divided by before the softmax; see `temperature_divisor` and `auto_divisor`.
+        center_H: What pooled inputs are lessened by; a part of G's state, though nothing trains it.
     """
+
+    center_H: Tensor | None
 
     def __init__(
         self,
@@ -40,6 +43,7 @@ class PromptAttention(nn.Module):
         train_norm: bool = True,
         pad_embedding_H: Tensor | None = None,
         authors_width: int = 256,
+        center_H: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
         """Start both projections at N(0, INIT_STD**2) and LayerNorm at the identity.
@@ -52,6 +56,7 @@ class PromptAttention(nn.Module):
             train_norm: Train LayerNorm's gain and bias, as the paper counts; the authors' code freezes them.
             pad_embedding_H: Embedding of the padding token, needed by `pooling="authors"`.
             authors_width: Padded width that `pooling="authors"` reproduces, in tokens.
+            center_H: Mean of pooled inputs, to be taken off each; None takes off nothing, as the paper.
             generator: CPU generator behind the starting values.
 
         Raises:
@@ -72,6 +77,7 @@ class PromptAttention(nn.Module):
         nn.init.normal_(self.down.weight, std=INIT_STD, generator=generator)
         nn.init.normal_(self.up.weight, std=INIT_STD, generator=generator)
         self.register_buffer("pad_embedding_H", pad_embedding_H, persistent=False)
+        self.register_buffer("center_H", center_H)
 
     def pool(self, embedded_BTH: Tensor, mask_BT: Tensor) -> Tensor:
         """Return the float32 pooled input_BH: the maximum over tokens, dimension by dimension.
@@ -80,7 +86,7 @@ class PromptAttention(nn.Module):
         `pooling="authors"` the padding token's embedding joins the maximum of exactly those rows; no padded input is
         computed. With `"masked"` a row's result does not depend on its neighbours.
         """
-        pooled_BH = embedded_BTH.masked_fill(~mask_BT[..., None], -torch.inf).amax(dim=1).float()
+        pooled_BH = pool_tokens(embedded_BTH, mask_BT)
         if self.pooling == "masked":
             return pooled_BH
         pad_H = self.get_buffer("pad_embedding_H").float()
@@ -110,11 +116,18 @@ class PromptAttention(nn.Module):
         With LayerNorm at the identity, |score_j| is at most H / divisor times the standard deviation of key j.
         """
         pooled_BH = self.pool(embedded_BTH, mask_BT)
+        if self.center_H is not None:
+            pooled_BH = pooled_BH - self.center_H
         query_BH: Tensor = self.norm(self.up(nn.functional.silu(self.down(pooled_BH))))
         scores_BK = query_BH @ keys_SH.T
         if target_keys_BH is not None:
             scores_BK = torch.cat([scores_BK, (query_BH * target_keys_BH).sum(dim=-1, keepdim=True)], dim=-1)
         return scores_BK / self.divisor
+
+
+def pool_tokens(embedded_BTH: Tensor, mask_BT: Tensor) -> Tensor:
+    """Return the float32 maximum_BH over each row's real tokens, dimension by dimension (paper section 3.2)."""
+    return embedded_BTH.masked_fill(~mask_BT[..., None], -torch.inf).amax(dim=1).float()
 
 
 def temperature_divisor(width: int, *, temperature: float) -> float:

@@ -46,7 +46,7 @@ def export_authors(
         attention: G's tensors under the names of the bank.
 
     Raises:
-        DataError: No prompt is given, or a tensor of G is missing.
+        DataError: No prompt is given, a tensor of G is missing, or G has a centre.
         StorageError: A file cannot be written.
     """
     if not prompts:
@@ -56,6 +56,10 @@ def export_authors(
         raise DataError(f"export got a G without {', '.join(lacking)}; give {', '.join(_ATTENTION_FILES)}")
     tensors = {(_SINGLE if len(prompts) == 1 else _file_of(task)): prompt for task, prompt in prompts.items()}
     tensors |= {file: attention[name] for name, file in _ATTENTION_FILES.items()} if attention else {}
+    if attention is not None and "center_H" in attention:
+        raise DataError(
+            "export got a G with a centre, which the layout has no file for; train it with attention.center=false"
+        )
     try:
         directory.mkdir(parents=True, exist_ok=True)
         for file, tensor in tensors.items():

@@ -225,6 +225,7 @@ def build_method(
     sources: Mapping[str, Tensor] | None = None,
     prior: Mapping[str, Tensor] | None = None,
     initial: Tensor | None = None,
+    center: Tensor | None = None,
 ) -> Method:
     """Return the method a config asks for, on the backbone's device, with the config's dropout set.
 
@@ -236,6 +237,7 @@ def build_method(
             `attention.sources` are ignored.
         prior: Tensors of a G to start from, named as in the bank; None starts afresh.
         initial: Prompt to start from: [P, H] for all tasks or [N, P, H]; None follows `prompt.init`.
+        center: Mean pooled input [H] of a fresh G; needed by `attention.center` without a prior, which has its own.
 
     Raises:
         ConfigError: The config asks for something that cannot be built or has nothing to train.
@@ -253,7 +255,13 @@ def build_method(
     elif config.method == "prompt_tuning":
         method = PromptTuning(backbone, names, _targets(config, backbone, tasks, initial))
     else:
-        mixture = _mixture(config, backbone, tasks, sources=sources, prior=prior, initial=initial)
+        chosen = _chosen_sources(config, backbone, sources or {})
+        targets = _targets(config, backbone, tasks, initial) if config.attention.target == "trained" else None
+        learned = config.attention.weights == "learned"
+        attention = _attention(config, backbone, chosen, prior=prior, center=center) if learned else None
+        mixture = PromptMixture(
+            chosen, targets=targets, attention=attention, weights=config.attention.weights
+        )
         method = AttemptMixture(backbone, names, mixture)
     if method.trainable_parameters == 0:
         raise ConfigError(
@@ -321,21 +329,6 @@ def _targets(
     return SoftPrompts(initial_NPH)
 
 
-def _mixture(
-    config: Config,
-    backbone: Backbone,
-    tasks: Sequence[Task],
-    *,
-    sources: Mapping[str, Tensor] | None,
-    prior: Mapping[str, Tensor] | None,
-    initial: Tensor | None,
-) -> PromptMixture:
-    chosen = _chosen_sources(config, backbone, sources or {})
-    targets = _targets(config, backbone, tasks, initial) if config.attention.target == "trained" else None
-    attention = _attention(config, backbone, chosen, prior) if config.attention.weights == "learned" else None
-    return PromptMixture(chosen, targets=targets, attention=attention, weights=config.attention.weights)
-
-
 def _chosen_sources(config: Config, backbone: Backbone, sources: Mapping[str, Tensor]) -> dict[str, Tensor]:
     wanted = config.attention.sources
     if len(set(wanted)) != len(wanted):
@@ -348,9 +341,22 @@ def _chosen_sources(config: Config, backbone: Backbone, sources: Mapping[str, Te
 
 
 def _attention(
-    config: Config, backbone: Backbone, sources: Mapping[str, Tensor], prior: Mapping[str, Tensor] | None
+    config: Config,
+    backbone: Backbone,
+    sources: Mapping[str, Tensor],
+    *,
+    prior: Mapping[str, Tensor] | None,
+    center: Tensor | None,
 ) -> PromptAttention:
     wanted = config.attention
+    if prior is not None and ("center_H" in prior) != wanted.center:
+        made = "with" if "center_H" in prior else "without"
+        raise ConfigError(
+            f"the prior was trained {made} a centre; set attention.center={str(not wanted.center).lower()} or name "
+            "another in attention.prior"
+        )
+    if wanted.center and prior is None and center is None:
+        raise ConfigError("attention.center got no rows to take the mean of; set attention.center=false")
     attention = PromptAttention(
         backbone.width,
         bottleneck=wanted.bottleneck,
@@ -359,6 +365,7 @@ def _attention(
         train_norm=wanted.train_norm,
         pad_embedding_H=backbone.pad_embedding_H.cpu(),
         authors_width=wanted.authors_width,
+        center_H=(center if prior is None else prior["center_H"]) if wanted.center else None,
         generator=_generator(config.seed + _ATTENTION_SEED_OFFSET),
     )
     if prior is not None:

@@ -74,6 +74,7 @@ def _mixture(bank: Bank, record: MixtureRecord, *, prompts: SoftPrompts, backbon
             pooling=record.pooling,
             pad_embedding_H=backbone.pad_embedding_H.cpu(),
             authors_width=record.authors_width,
+            center_H=tensors.get("center_H"),
         )
         attention.load_state_dict(tensors)
     return PromptMixture(

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,6 +30,7 @@ from attempt_ray.data.encoding import (
 from attempt_ray.data.origins import load_split
 from attempt_ray.data.splits import plan_splits, published_splits
 from attempt_ray.errors import ConfigError, DataError, unknown_name
+from attempt_ray.model.attention import pool_tokens
 from attempt_ray.model.backbone import Backbone, load_backbone
 from attempt_ray.model.methods import Method, build_method, initial_prompts
 from attempt_ray.model.soft_prompt import from_average, from_prompt
@@ -37,6 +39,9 @@ from attempt_ray.tasks.spec import Task
 
 PREFERRED_SOURCE = {"qa": "squad", "classification": "mnli", "regression": "mnli"}
 """Source prompt a target prompt of ATTEMPT starts from, by kind of task (paper, section 4.3)."""
+
+CENTER_ROWS = 512
+"""Training rows of each task behind `attention.center`."""
 
 _loaded: dict[str, tuple[Backbone, str]] = {}  # the last backbone, for the next run of this process
 
@@ -113,13 +118,14 @@ class Ingredients:
             sources={name: _prompt(loaded) for name, loaded in self.sources.items()},
             prior=None if self.prior is None else _tensors(self.prior),
             initial=self._initial(),
+            center=self._center(),
         )
 
     def _initial(self) -> Tensor | None:
         """Return the prompt to start from, [P, H] or [N, P, H]; None leaves it to `build_method`.
 
         Targets of ATTEMPT start from a source prompt, as in the paper: with `prompt.init` left at `vocab`, from
-        MNLI's (SQuAD's for question answering) where the mixture holds it.
+        MNLI's (SQuAD's for question answering) where the mixture holds it, unless `attention.start` says otherwise.
         """
         wanted, width = self.config.prompt, self.backbone.width
         if self.config.method == "finetune":
@@ -133,9 +139,28 @@ class Ingredients:
                 width=width,
                 weights=wanted.init_weights,
             )
-        if self.config.method == "attempt" and wanted.init == "vocab":
+        from_source = self.config.method == "attempt" and self.config.attention.start == "source"
+        if from_source and wanted.init == "vocab":
             return torch.stack([self._starting_prompt(task) for task in self.tasks])
         return None
+
+    def _center(self) -> Tensor | None:
+        """Return the mean pooled input [H] over the tasks' training rows, each task counting alike."""
+        wanted = self.config.attention
+        fresh = self.config.method == "attempt" and wanted.weights == "learned" and self.prior is None
+        if not (fresh and wanted.center and self.train):
+            return None
+        return torch.stack([self._mean_pooled(split) for split in self.train]).mean(dim=0)
+
+    def _mean_pooled(self, split: EncodedSplit) -> Tensor:
+        pooled = []
+        for start in range(0, min(len(split), CENTER_ROWS), 32):
+            rows = np.arange(start, min(len(split), CENTER_ROWS, start + 32))
+            width = int(split.lengths[rows].max())
+            ids_BT = torch.from_numpy(split.inputs(rows, width=width, pad_id=0)).to(self.backbone.device)
+            mask_BT = torch.arange(width) < torch.from_numpy(split.lengths[rows])[:, None]
+            pooled.append(pool_tokens(self.backbone.embed(ids_BT), mask_BT.to(ids_BT.device)))
+        return torch.cat(pooled).mean(dim=0).cpu()
 
     def _starting_prompt(self, task: Task) -> Tensor:
         source = self.sources.get(PREFERRED_SOURCE[task.kind])

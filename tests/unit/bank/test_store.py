@@ -282,6 +282,22 @@ def test_readers_never_meet_half_a_version(bank, facts, prompt, fork):
     assert bank.resolve("source/mnli").number == 30
 
 
+def test_a_version_promoted_while_versions_are_listed_is_no_error(bank, facts, prompt, monkeypatch):
+    bank.publish("source", "mnli", prompt(0), facts)
+    listed = bank._numbers
+
+    def promote_after_listing(kind, name):
+        numbers = listed(kind, name)
+        monkeypatch.undo()
+        bank.publish("source", "mnli", prompt(1), facts)
+        bank.promote("source/mnli@v2")
+        return numbers
+
+    monkeypatch.setattr(bank, "_numbers", promote_after_listing)
+    assert bank.resolve("source/mnli").number == 1
+    assert bank.resolve("source/mnli").number == 2
+
+
 def test_killed_publishers_lose_nothing_and_leave_nothing(bank, facts, fork):
     bank.publish("source", "mnli", {"prompt": np.zeros((1, 8), np.float32)}, facts)
     draw = random.Random(0)

@@ -145,6 +145,23 @@ def test_authors_pooling_equals_pooling_over_their_padded_width(inputs):
     assert not torch.equal(module(*inputs), masked(*inputs))
 
 
+def test_a_centre_is_taken_off_the_pooled_input(inputs):
+    embedded_BTH, mask_BT, keys_SH, target_keys_BH = inputs
+    center_H = torch.randn(WIDTH, generator=torch.Generator().manual_seed(2))
+    centred = attention(center_H=center_H)(embedded_BTH - center_H, mask_BT, keys_SH, target_keys_BH)
+    plain = attention()(embedded_BTH - 2 * center_H, mask_BT, keys_SH, target_keys_BH)
+    assert torch.allclose(centred, plain, atol=1e-6)
+    assert "center_H" in attention(center_H=center_H).state_dict()
+    assert "center_H" not in attention().state_dict()
+
+
+def test_an_input_at_the_centre_weighs_all_alike(inputs):
+    embedded_BTH, mask_BT, keys_SH, target_keys_BH = inputs
+    module = attention(center_H=attention().pool(embedded_BTH[:1], mask_BT[:1])[0])
+    weights_K = module(embedded_BTH, mask_BT, keys_SH, target_keys_BH)[0]
+    assert torch.allclose(weights_K, torch.full_like(weights_K, 1 / (SOURCES + 1)))
+
+
 def test_authors_pooling_needs_the_padding_embedding():
     with pytest.raises(ConfigError, match="pad_embedding_H"):
         attention(pooling="authors")

@@ -122,6 +122,16 @@ def test_exports_of_nothing_or_half_a_g_are_refused(tmp_path, attention):
         export_authors(tmp_path, prompts={"rte": torch.zeros(4, 8)}, attention=attention)
 
 
+def test_a_g_with_a_centre_has_no_place_in_the_layout(tmp_path, attention):
+    with pytest.raises(DataError, match=r"no file for; train it with attention\.center=false"):
+        export_authors(
+            tmp_path / "new",
+            prompts={"rte": torch.ones(4, 8)},
+            attention=attention | {"center_H": torch.ones(8)},
+        )
+    assert not (tmp_path / "new").exists()
+
+
 def test_a_place_that_cannot_be_written_is_a_storage_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="cannot write"):

@@ -33,11 +33,11 @@ def initial(tasks: int = len(TASKS)) -> torch.Tensor:
     return torch.randn(tasks, LENGTH, WIDTH, generator=torch.Generator().manual_seed(6)) * 3
 
 
-def make_method(backbone, /, *, tasks=TASKS, start=None, prior=None, **sections):
+def make_method(backbone, /, *, tasks=TASKS, start=None, prior=None, center=None, **sections):
     start = initial(len(tasks)) if start is None else start
     config = make_config(**sections)
     return build_method(
-        config, backbone, tasks=tasks, sources=source_prompts(), prior=prior, initial=start
+        config, backbone, tasks=tasks, sources=source_prompts(), prior=prior, initial=start, center=center
     ).eval()
 
 
@@ -329,6 +329,20 @@ def test_a_prior_of_another_shape_is_refused(backbone):
         make_method(backbone, prior=prior, attention={"bottleneck": 7})
     with pytest.raises(ConfigError, match=r"the prior holds prompt; wanted down\.weight"):
         make_method(backbone, prior={"prompt": initial()[0]})
+
+
+def test_a_prior_brings_its_own_centre(make_backbone):
+    centred = {"attention": {"center": True}}
+    first = make_attempt(make_backbone("v1.0"), **centred, center=torch.ones(WIDTH))
+    second = make_attempt(make_backbone("v1.0"), **centred, prior=first.attention_tensors(), seed=9)
+    assert torch.equal(second.attention.center_H, torch.ones(WIDTH))
+    plain = make_attempt(make_backbone("v1.0"))
+    with pytest.raises(ConfigError, match=r"trained with a centre; set attention\.center=true"):
+        make_attempt(make_backbone("v1.0"), prior=first.attention_tensors())
+    with pytest.raises(ConfigError, match=r"trained without a centre; set attention\.center=false"):
+        make_attempt(make_backbone("v1.0"), **centred, prior=plain.attention_tensors())
+    with pytest.raises(ConfigError, match="got no rows to take the mean of"):
+        make_attempt(make_backbone("v1.0"), **centred)
 
 
 def test_equal_seeds_start_alike_and_others_do_not(make_backbone):

@@ -2,12 +2,16 @@ from __future__ import annotations
 
 import shutil
 
+import numpy as np
 import pytest
 import torch
 
 from attempt_ray.bank.store import Bank
 from attempt_ray.errors import AttemptError, BackboneError, BankError, ConfigError, DataError
+from attempt_ray.model.published import load_published
+from attempt_ray.training import ingredients
 from attempt_ray.training.ingredients import gather
+from attempt_ray.training.run import execute
 
 
 def prompt(config, reference):
@@ -78,6 +82,12 @@ def test_attempt_targets_start_from_mnli_or_squad(make_config):
     assert torch.equal(started["squad"], prompt(config, "source/squad"))
 
 
+def test_attempt_targets_start_like_prompt_tuning_where_asked(make_config):
+    start = gather(make_config(attention={"start": "vocab"})).build()
+    tuned = gather(make_config(method="prompt_tuning")).build()
+    assert torch.equal(start.prompt_tensors()["rte"], tuned.prompt_tensors()["rte"])
+
+
 def test_attempt_without_the_preferred_source_starts_from_the_vocabulary(make_config):
     ingredients = gather(make_config(attention={"sources": ["squad"]}))
     started = ingredients.build().prompt_tensors()["rte"]
@@ -144,3 +154,29 @@ def test_test_rows_alone_are_those_of_training(make_config):
     alone, beside = gather(config, rows="test"), gather(config)
     for one, other in zip(alone.test, beside.test, strict=True):
         assert one.examples() == other.examples()
+
+
+def test_the_centre_is_the_mean_pooled_input_each_task_counting_alike(make_config, monkeypatch):
+    monkeypatch.setattr(ingredients, "CENTER_ROWS", 11)
+    found = gather(make_config(tasks=["rte", "mrpc"], attention={"center": True}))
+    means = []
+    for split in found.train:
+        rows = [
+            split.inputs(np.array([row]), width=int(split.lengths[row]), pad_id=0)[0] for row in range(11)
+        ]
+        pooled = [found.backbone.embed(torch.from_numpy(ids)).amax(dim=0) for ids in rows]
+        means.append(torch.stack(pooled).mean(dim=0))
+    center_H = found.build().attention.center_H
+    assert torch.allclose(center_H, (means[0] + means[1]) / 2, atol=1e-6)
+
+
+def test_a_run_from_a_prior_keeps_the_priors_centre(make_config):
+    prior = make_config(job="prior", tasks=["mnli"], attention={"center": True})
+    reference = execute(prior).report["bank"]["attention"]
+    centre = Bank(prior.bank).load(reference).tensors["center_H"]
+    config = make_config(attention={"center": True, "prior": reference})
+    report = execute(config).report
+    assert np.array_equal(Bank(config.bank).load(report["bank"]["attention"]).tensors["center_H"], centre)
+    backbone = gather(config).backbone
+    published = load_published(Bank(config.bank), "target/rte", backbone=backbone, task="rte")
+    assert np.array_equal(published.method.attention.center_H.numpy(), centre)
