@@ -593,7 +593,15 @@ def pretrain(config: PretrainConfig, *, on_progress: Callable[[PretrainProgress]
             return found
         raise ConfigError(f"{output} holds a backbone made by another recipe; set output to a new directory")
     mixture = Mixture(config)
-    tokenizer = mixture.tokenizer()
+    checkpoints = output / "checkpoints"
+    saved = load_checkpoint(checkpoints)
+    if saved is None:
+        tokenizer = mixture.tokenizer()
+        # A unigram vocabulary comes out a little different each time, so a run must find its own again.
+        with storage_errors(f"write {output}", where=output):
+            tokenizer.save_pretrained(output)
+    else:
+        tokenizer = AutoTokenizer.from_pretrained(output)
 
     def stream_of(number: int) -> BatchStream:
         return BatchStream(
@@ -606,8 +614,6 @@ def pretrain(config: PretrainConfig, *, on_progress: Callable[[PretrainProgress]
 
     run = Pretraining.start(config, tokenizer)
     facts = {"config": asked, "tokenizer": tokenizer_sha256(tokenizer)}
-    checkpoints = output / "checkpoints"
-    saved = load_checkpoint(checkpoints)
     if saved is not None:
         if saved.facts != facts:
             raise ConfigError(f"{output} holds checkpoints of another recipe; set output to a new directory")
@@ -622,7 +628,6 @@ def pretrain(config: PretrainConfig, *, on_progress: Callable[[PretrainProgress]
     with storage_errors(f"write {output}", where=output):
         output.mkdir(parents=True, exist_ok=True)
         run.model.save_pretrained(output)
-        tokenizer.save_pretrained(output)
         write_durably(finished, json.dumps(made, indent=1).encode())
         shutil.rmtree(checkpoints, ignore_errors=True)
     return made

@@ -109,6 +109,19 @@ def test_an_interrupted_run_ends_as_if_never_stopped(
     assert seen[0].step == 3
 
 
+def test_an_interrupted_run_goes_on_with_its_own_vocabulary(
+    recipe_of: Callable[..., PretrainConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(progress: PretrainProgress) -> None:
+        if progress.step == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(recipe_of(), on_progress=interrupt)
+    monkeypatch.setattr(Mixture, "tokenizer", lambda _: pytest.fail("a new vocabulary was made"))
+    pretrain(recipe_of(), on_progress=lambda _: None)
+
+
 def test_another_recipe_is_not_mixed_in(recipe_of: Callable[..., PretrainConfig]) -> None:
     pretrain(recipe_of(), on_progress=lambda _: None)
     with pytest.raises(ConfigError, match="another recipe; set output"):
