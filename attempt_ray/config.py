@@ -80,6 +80,8 @@ class DataConfig(Section):
     """Where tokenised data is kept, keyed by content."""
     embedded_seed: int = 7
     """Seed of the generated embedded rows."""
+    embedded_train_rows: int | None = Field(default=None, ge=1)
+    """Training rows generated for each embedded task; None is the miniature's own size."""
 
 
 class PromptConfig(Section):

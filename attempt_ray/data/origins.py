@@ -30,7 +30,8 @@ def load_split(task: Task, split: str, data: DataConfig) -> Dataset:
         StorageError: The disk refused the copy that `datasets` keeps under `data.cache_dir`.
     """
     if data.origin == "embedded":
-        rows = Dataset.from_list(microworld.rows(task.name, split, seed=data.embedded_seed))
+        count = data.embedded_train_rows if split == "train" else None
+        rows = Dataset.from_list(microworld.rows(task.name, split, seed=data.embedded_seed, count=count))
     elif data.origin == "hub":
         rows = _from_hub(task, split)
     elif data.origin == "mirror":

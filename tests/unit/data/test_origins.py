@@ -170,3 +170,11 @@ def test_embedded_rows_are_generated_by_seed() -> None:
     again = load_split(task, "validation", DataConfig(origin="embedded", embedded_seed=3))
     other = load_split(task, "validation", DataConfig(origin="embedded", embedded_seed=4))
     assert rows.to_list() == again.to_list() != other.to_list()
+
+
+def test_more_embedded_rows_can_be_trained_on_without_moving_the_others() -> None:
+    few, more = (DataConfig(origin="embedded", embedded_train_rows=count) for count in (3, 400))
+    task = get_task("cb")
+    assert len(load_split(task, "train", few)) == 3
+    assert len(load_split(task, "train", more)) == 400
+    assert load_split(task, "test", few).to_list() == load_split(task, "test", more).to_list()
