@@ -12,7 +12,6 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice, pairwise
-from operator import attrgetter
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -175,7 +174,7 @@ def told_pair(task: Task, pair: Pair, labels: Sequence[str], rng: Random) -> Pai
         for number, name in enumerate(named, start=1):
             text = text.replace(f"{name}: ", f"sentence{number}: ", 1)
     if rng.random() < 0.5:
-        text = f"{rng.choice(sorted(TASKS.values(), key=attrgetter('name'))).prefix} {text}"
+        text = f"{TASKS[rng.choice(sorted(TASKS))].prefix} {text}"
     return f"{task.prefix} {' '.join(words)} : {text}", words[labels.index(target)]
 
 
