@@ -102,10 +102,10 @@ class Bank:
             BankError: It is malformed, or there is no such prompt, alias or version, with the nearest one.
         """
         wanted = Reference.parse(reference)
-        # Before the versions are listed: an alias moves only to a version that is there already.
-        current = read_aliases(self._storage, wanted.kind, wanted.name).current
-        known = self._numbers(wanted.kind, wanted.name)
         number = wanted.number
+        # Before the versions are listed: an alias moves only to a version that is there already.
+        current = read_aliases(self._storage, wanted.kind, wanted.name).current if number is None else {}
+        known = self._numbers(wanted.kind, wanted.name)
         if number is None:
             if wanted.alias is not None and wanted.alias not in current:
                 raise BankError(unknown_name(f"alias of {wanted.kind}/{wanted.name}", wanted.alias, current))
