@@ -167,7 +167,7 @@ class BatchStream:
 
 
 def evaluation_batches(
-    split: EncodedSplit, *, rows: int, task_index: int, pad_id: int = 0
+    split: EncodedSplit, *, rows: int, task_index: int, pad_id: int = 0, first: int | None = None
 ) -> Iterator[Batch]:
     """Yield every row of a split once, longest first, so that memory runs out at the start or not at all.
 
@@ -176,8 +176,9 @@ def evaluation_batches(
         rows: Rows per batch.
         task_index: Index of its task in the run's task list.
         pad_id: Token id of padding.
+        first: Leave out all rows but the split's first so many.
     """
-    order = np.argsort(-split.lengths, kind="stable")
+    order = np.argsort(-split.lengths[:first], kind="stable")
     for start in range(0, len(order), rows):
         chosen = order[start : start + rows]
         yield _collated({task_index: split}, np.full(len(chosen), task_index), chosen, pad_id=pad_id)

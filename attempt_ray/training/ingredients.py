@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,6 +20,7 @@ from attempt_ray.bank.names import check_name
 from attempt_ray.bank.store import Bank
 from attempt_ray.bank.versions import Loaded
 from attempt_ray.config import Config
+from attempt_ray.data.batching import evaluation_batches
 from attempt_ray.data.encoding import (
     EncodedSplit,
     encode_examples,
@@ -154,12 +154,9 @@ class Ingredients:
 
     def _mean_pooled(self, split: EncodedSplit) -> Tensor:
         pooled = []
-        for start in range(0, min(len(split), CENTER_ROWS), 32):
-            rows = np.arange(start, min(len(split), CENTER_ROWS, start + 32))
-            width = int(split.lengths[rows].max())
-            ids_BT = torch.from_numpy(split.inputs(rows, width=width, pad_id=0)).to(self.backbone.device)
-            mask_BT = torch.arange(width) < torch.from_numpy(split.lengths[rows])[:, None]
-            pooled.append(pool_tokens(self.backbone.embed(ids_BT), mask_BT.to(ids_BT.device)))
+        for drawn in evaluation_batches(split, rows=32, task_index=0, first=CENTER_ROWS):
+            batch = drawn.to(self.backbone.device)
+            pooled.append(pool_tokens(self.backbone.embed(batch.input_ids_BT), batch.mask_BT))
         return torch.cat(pooled).mean(dim=0).cpu()
 
     def _starting_prompt(self, task: Task) -> Tensor:

@@ -10,6 +10,7 @@ import json
 import platform
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice, pairwise
 from pathlib import Path
@@ -56,6 +57,8 @@ VOCABULARY_PAIRS = 20_000
 """Pairs and texts of the micro-world that its words are gathered from."""
 
 _NOT_OF_THE_RECIPE = {"output", "threads", "checkpoint_steps"}
+
+_TASK_NAMES = tuple(sorted(TASKS))
 
 Pair = tuple[str, str]
 
@@ -174,7 +177,7 @@ def told_pair(task: Task, pair: Pair, labels: Sequence[str], rng: Random) -> Pai
         for number, name in enumerate(named, start=1):
             text = text.replace(f"{name}: ", f"sentence{number}: ", 1)
     if rng.random() < 0.5:
-        text = f"{TASKS[rng.choice(sorted(TASKS))].prefix} {text}"
+        text = f"{TASKS[rng.choice(_TASK_NAMES)].prefix} {text}"
     return f"{task.prefix} {' '.join(words)} : {text}", words[labels.index(target)]
 
 
@@ -571,6 +574,22 @@ def recipe(
     }
 
 
+def _kept_tokenizer(output: Path, *, expected: str) -> Any:
+    """Return the tokenizer that lies beside a run's checkpoints.
+
+    Raises:
+        ConfigError: It is missing or not the one that the run began with.
+    """
+    with suppress(OSError, ValueError):
+        tokenizer = AutoTokenizer.from_pretrained(output)
+        if tokenizer_sha256(tokenizer) == expected:
+            return tokenizer
+    raise ConfigError(
+        f"{output} holds checkpoints but not the tokenizer that they were made with; put its files back or set output "
+        "to a new directory"
+    )
+
+
 def pretrain(config: PretrainConfig, *, on_progress: Callable[[PretrainProgress], None]) -> dict[str, Any]:
     """Pre-train a backbone, save it under `config.output`, and return its recipe.
 
@@ -594,13 +613,15 @@ def pretrain(config: PretrainConfig, *, on_progress: Callable[[PretrainProgress]
     mixture = Mixture(config)
     checkpoints = output / "checkpoints"
     saved = load_checkpoint(checkpoints)
+    if saved is not None and saved.facts["config"] != asked:
+        raise ConfigError(f"{output} holds checkpoints of another recipe; set output to a new directory")
     if saved is None:
         tokenizer = mixture.tokenizer()
         # A unigram vocabulary comes out a little different each time, so a run must find its own again.
         with storage_errors(f"write {output}", where=output):
             tokenizer.save_pretrained(output)
     else:
-        tokenizer = AutoTokenizer.from_pretrained(output)
+        tokenizer = _kept_tokenizer(output, expected=saved.facts["tokenizer"])
 
     def stream_of(number: int) -> BatchStream:
         return BatchStream(
@@ -614,8 +635,6 @@ def pretrain(config: PretrainConfig, *, on_progress: Callable[[PretrainProgress]
     run = Pretraining.start(config, tokenizer)
     facts = {"config": asked, "tokenizer": tokenizer_sha256(tokenizer)}
     if saved is not None:
-        if saved.facts != facts:
-            raise ConfigError(f"{output} holds checkpoints of another recipe; set output to a new directory")
         run.restore(saved)
     for progress in run.advance(stream_of):
         on_progress(progress)

@@ -109,22 +109,40 @@ def test_an_interrupted_run_ends_as_if_never_stopped(
     assert seen[0].step == 3
 
 
-def test_an_interrupted_run_goes_on_with_its_own_vocabulary(
-    recipe_of: Callable[..., PretrainConfig], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def _interrupted(config: PretrainConfig) -> Path:
     def interrupt(progress: PretrainProgress) -> None:
         if progress.step == 3:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        pretrain(recipe_of(), on_progress=interrupt)
+        pretrain(config, on_progress=interrupt)
+    return Path(config.output)
+
+
+def test_an_interrupted_run_goes_on_with_its_own_vocabulary(
+    recipe_of: Callable[..., PretrainConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _interrupted(recipe_of())
     monkeypatch.setattr(Mixture, "tokenizer", lambda _: pytest.fail("a new vocabulary was made"))
     pretrain(recipe_of(), on_progress=lambda _: None)
 
 
+def test_an_interrupted_run_without_its_vocabulary_is_told(
+    recipe_of: Callable[..., PretrainConfig],
+) -> None:
+    output = _interrupted(recipe_of())
+    for kept in output.glob("tokenizer*"):
+        kept.unlink()
+    with pytest.raises(ConfigError, match="not the tokenizer that they were made with"):
+        pretrain(recipe_of(), on_progress=lambda _: None)
+
+
 def test_another_recipe_is_not_mixed_in(recipe_of: Callable[..., PretrainConfig]) -> None:
+    _interrupted(recipe_of())
+    with pytest.raises(ConfigError, match="checkpoints of another recipe; set output"):
+        pretrain(recipe_of(seed=5), on_progress=lambda _: None)
     pretrain(recipe_of(), on_progress=lambda _: None)
-    with pytest.raises(ConfigError, match="another recipe; set output"):
+    with pytest.raises(ConfigError, match="backbone made by another recipe; set output"):
         pretrain(recipe_of(seed=5), on_progress=lambda _: None)
 
 
