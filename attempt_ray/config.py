@@ -127,9 +127,10 @@ class AttentionConfig(Section):
     """Train LayerNorm's gain and bias (paper's parameter count; the authors' code freezes them)."""
     weights: Literal["learned", "uniform", "uniform_sources"] = "learned"
     """`learned` by G; `uniform` 1/(t+1) over sources and target (code); `uniform_sources` 1/t over sources (paper)."""
-    start: Literal["source", "vocab"] = "source"
+    start: Literal["source", "vocab", "normal"] = "source"
     """Where target prompts of `prompt.init: vocab` start: from the prompt of MNLI, of SQuAD for question answering (paper
-    section 4.3), or from vocabulary rows like prompt tuning's, which leaves it to G to find the parent."""
+    section 4.3), from vocabulary rows like prompt tuning's, or from N(0, prompt.init_std). The last leaves it to G to
+    find the parent, since at the start an instance's prompt is little but the mixture of sources."""
     target: Literal["trained", "none"] = "trained"
     """`none` drops the target prompt: a mixture of sources without a residual."""
     frozen: bool = False

@@ -139,10 +139,13 @@ class Ingredients:
                 width=width,
                 weights=wanted.init_weights,
             )
-        from_source = self.config.method == "attempt" and self.config.attention.start == "source"
-        if from_source and wanted.init == "vocab":
-            return torch.stack([self._starting_prompt(task) for task in self.tasks])
-        return None
+        start = self.config.attention.start if self.config.method == "attempt" else "vocab"
+        if wanted.init != "vocab" or start == "vocab":
+            return None
+        if start == "normal":
+            noise = self.config.updated(prompt={"init": "normal"})
+            return initial_prompts(noise, self.backbone, tasks=self.tasks)
+        return torch.stack([self._starting_prompt(task) for task in self.tasks])
 
     def _center(self) -> Tensor | None:
         """Return the mean pooled input [H] over the tasks' training rows, each task counting alike."""

@@ -88,6 +88,15 @@ def test_attempt_targets_start_like_prompt_tuning_where_asked(make_config):
     assert torch.equal(start.prompt_tensors()["rte"], tuned.prompt_tensors()["rte"])
 
 
+def test_attempt_targets_start_from_noise_where_asked(make_config):
+    changes = {"prompt": {"init_std": 0.25}, "attention": {"start": "normal"}, "tasks": ["rte", "mrpc"]}
+    started = gather(make_config(**changes)).build().prompt_tensors()
+    assert torch.equal(started["rte"], started["mrpc"])
+    assert started["rte"].std().item() == pytest.approx(0.25, rel=0.3)
+    again = gather(make_config(**changes, seed=9)).build().prompt_tensors()
+    assert not torch.equal(again["rte"], started["rte"])
+
+
 def test_attempt_without_the_preferred_source_starts_from_the_vocabulary(make_config):
     ingredients = gather(make_config(attention={"sources": ["squad"]}))
     started = ingredients.build().prompt_tensors()["rte"]
