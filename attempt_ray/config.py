@@ -39,6 +39,8 @@ class BackboneConfig(Section):
     """Hub revision (commit, tag or branch); None is the hub's default branch."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the frozen weights. Authors' code: fp32."""
+    forward: Literal["own", "transformers"] = "own"
+    """Who computes a frozen backbone: our pass without needless work, or transformers; equal up to rounding."""
 
 
 class DataConfig(Section):

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Self
 
 import torch
 from safetensors import SafetensorError
@@ -21,10 +21,10 @@ from transformers import (
     MT5ForConditionalGeneration,
     T5ForConditionalGeneration,
 )
-from transformers.modeling_outputs import BaseModelOutput
 
 from attempt_ray.config import BackboneConfig
 from attempt_ray.errors import BackboneError, unknown_name
+from attempt_ray.model.frozen_t5 import DecoderState, FrozenT5, WholeT5
 
 IGNORED = -100
 """Label id that stands for padding."""
@@ -82,6 +82,8 @@ class Backbone(nn.Module):
         model: T5ForConditionalGeneration | MT5ForConditionalGeneration,
         tokenizer: Any,
         identity: BackboneIdentity,
+        *,
+        forward: Literal["own", "transformers"] = "own",
     ) -> None:
         super().__init__()
         self.model = model
@@ -92,6 +94,8 @@ class Backbone(nn.Module):
         self._eos_ids = _eos_ids(model)
         self._own_dropout = {name: p for name, _, p in _dropouts(model)}
         self.model.requires_grad_(False)
+        self._forward_by = forward
+        self._pass: FrozenT5 | WholeT5 | None = None
         self.eval()
 
     @property
@@ -128,14 +132,10 @@ class Backbone(nn.Module):
             mask_BT: True on real tokens.
             labels_BL: Label ids, padded with -100.
         """
-        inputs_BTH, mask_BT = self._prepend(prompts_BPH, embedded_BTH, mask_BT)
-        output = self.model(
-            inputs_embeds=inputs_BTH,
-            attention_mask=mask_BT,
-            decoder_input_ids=self.model.prepare_decoder_input_ids_from_labels(labels_BL),
-            use_cache=False,
-        )
-        return _cross_entropy(output.logits, labels_BL)
+        encoded_BTH, mask_BT = self._encode(prompts_BPH, embedded_BTH, mask_BT)
+        ids_BL = self.model.prepare_decoder_input_ids_from_labels(labels_BL)
+        logits_BCLV = self._forward().decode(encoded_BTH, mask_BT, ids_BL[:, None])
+        return _cross_entropy(logits_BCLV[:, 0], labels_BL)
 
     @torch.no_grad()
     def generate(
@@ -149,18 +149,11 @@ class Backbone(nn.Module):
         eos_ids = torch.tensor(self._eos_ids, device=mask_BT.device)
         last_B = torch.full((len(mask_BT),), self._start_id(), device=mask_BT.device)
         open_B = torch.ones_like(last_B, dtype=torch.bool)
-        cache = None
+        state = DecoderState()
         answer: list[Tensor] = []
         for _ in range(max_new_tokens):
-            output = self.model(
-                encoder_outputs=BaseModelOutput(encoded_BTH),
-                attention_mask=mask_BT,
-                decoder_input_ids=last_B[:, None],
-                past_key_values=cache,
-                use_cache=True,
-            )
-            cache = output.past_key_values
-            last_B = output.logits[:, -1].argmax(dim=-1).where(open_B, self.pad_id)
+            logits_BV = self._forward().step(encoded_BTH, mask_BT, last_B, state)
+            last_B = logits_BV.argmax(dim=-1).where(open_B, self.pad_id)
             answer.append(last_B)
             open_B = open_B & ~torch.isin(last_B, eos_ids)
             if not open_B.any():
@@ -182,16 +175,11 @@ class Backbone(nn.Module):
             candidates_CL: Token ids of the candidates, padded with -100; see `encode_candidates`.
         """
         encoded_BTH, mask_BT = self._encode(prompts_BPH, embedded_BTH, mask_BT)
-        num_rows, num_candidates = len(mask_BT), len(candidates_CL)
-        # From here on B counts candidates: those of the first row, then those of the second, and so on.
-        labels_BL = candidates_CL.to(mask_BT.device).repeat(num_rows, 1)
-        output = self.model(
-            encoder_outputs=BaseModelOutput(encoded_BTH.repeat_interleave(num_candidates, dim=0)),
-            attention_mask=mask_BT.repeat_interleave(num_candidates, dim=0),
-            decoder_input_ids=self.model.prepare_decoder_input_ids_from_labels(labels_BL),
-            use_cache=False,
-        )
-        return -_cross_entropy(output.logits, labels_BL).sum(dim=-1).view(num_rows, num_candidates)
+        labels_BCL = candidates_CL.to(mask_BT.device).expand(len(mask_BT), -1, -1)
+        ids_CL = self.model.prepare_decoder_input_ids_from_labels(labels_BCL[0])
+        logits_BCLV = self._forward().decode(encoded_BTH, mask_BT, ids_CL.expand_as(labels_BCL))
+        loss_NL = _cross_entropy(logits_BCLV.flatten(0, 1), labels_BCL.flatten(0, 1))
+        return -loss_NL.sum(dim=-1).view(labels_BCL.shape[:2])
 
     def encode_candidates(self, answers: Sequence[str]) -> Tensor:
         """Return candidates_CL: the answers' token ids with their end token, padded with -100."""
@@ -223,6 +211,7 @@ class Backbone(nn.Module):
     def unfreeze(self) -> None:
         """Let all weights train, for full fine-tuning; `identity` keeps naming the weights as loaded."""
         self.model.requires_grad_(True)
+        self._forward_by, self._pass = "transformers", None
 
     def fingerprint(self) -> str:
         """Return the SHA-256 of the weights as they are now; equal before and after a run that left them alone.
@@ -251,10 +240,17 @@ class Backbone(nn.Module):
         self, prompts_BPH: Tensor | None, embedded_BTH: Tensor, mask_BT: Tensor
     ) -> tuple[Tensor, Tensor]:
         inputs_BTH, mask_BT = self._prepend(prompts_BPH, embedded_BTH, mask_BT)
-        encoded_BTH: Tensor = self.model.encoder(
-            inputs_embeds=inputs_BTH, attention_mask=mask_BT
-        ).last_hidden_state
-        return encoded_BTH, mask_BT
+        return self._forward().encode(inputs_BTH, mask_BT), mask_BT
+
+    def _forward(self) -> FrozenT5 | WholeT5:
+        if self._pass is None:
+            self._pass = FrozenT5(self.model) if self._forward_by == "own" else WholeT5(self.model)
+        return self._pass
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        self._pass = None  # it holds copies of weights that are about to move
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
 
 
 def load_backbone(config: BackboneConfig, device: str | torch.device = "cpu") -> Backbone:
@@ -296,7 +292,8 @@ def load_backbone(config: BackboneConfig, device: str | torch.device = "cpu") ->
         width=model.config.d_model,
         vocabulary=model.shared.weight.shape[0],
     )
-    return Backbone(model.to(device=device, dtype=_DTYPES[config.dtype]), tokenizer, identity)
+    model = model.to(device=device, dtype=_DTYPES[config.dtype])
+    return Backbone(model, tokenizer, identity, forward=config.forward)
 
 
 def check_prompt(

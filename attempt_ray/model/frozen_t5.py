@@ -20,14 +20,60 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - as everyone writes it
 from transformers import MT5ForConditionalGeneration, T5ForConditionalGeneration
 from transformers.activations import ACT2FN
+from transformers.modeling_outputs import BaseModelOutput
+
+T5 = T5ForConditionalGeneration | MT5ForConditionalGeneration
 
 
 @dataclass
 class DecoderState:
-    """Keys and values of what a greedy decoder has read, by layer: [B, A, L, D] each."""
+    """What a greedy decoder has read."""
 
     keys: list[Tensor] = field(default_factory=list)
+    """Keys of every layer, [B, A, L, D]."""
     values: list[Tensor] = field(default_factory=list)
+    """Values of every layer, likewise."""
+    cache: Any = None
+    """The same, as transformers keeps it."""
+
+
+class WholeT5:
+    """The forward pass of transformers, for weights that train and for comparison."""
+
+    def __init__(self, model: T5) -> None:
+        """Wrap a model; see `FrozenT5` for what the methods return."""
+        self._model = model
+
+    def encode(self, inputs_BTH: Tensor, mask_BT: Tensor) -> Tensor:
+        """Return the encoder's output encoded_BTH."""
+        encoded_BTH: Tensor = self._model.encoder(
+            inputs_embeds=inputs_BTH, attention_mask=mask_BT
+        ).last_hidden_state
+        return encoded_BTH
+
+    def decode(self, encoded_BTH: Tensor, mask_BT: Tensor, ids_BCL: Tensor) -> Tensor:
+        """Return logits_BCLV of the token after each of C targets' tokens, teacher-forced."""
+        num_candidates = ids_BCL.shape[1]
+        logits_NLV: Tensor = self._model(
+            encoder_outputs=BaseModelOutput(encoded_BTH.repeat_interleave(num_candidates, dim=0)),
+            attention_mask=mask_BT.repeat_interleave(num_candidates, dim=0),
+            decoder_input_ids=ids_BCL.flatten(0, 1),
+            use_cache=False,
+        ).logits
+        return logits_NLV.view(*ids_BCL.shape, -1)
+
+    def step(self, encoded_BTH: Tensor, mask_BT: Tensor, last_B: Tensor, state: DecoderState) -> Tensor:
+        """Return logits_BV of the next token, after one more token; `state` grows by it. Call in eval mode."""
+        output = self._model(
+            encoder_outputs=BaseModelOutput(encoded_BTH),
+            attention_mask=mask_BT,
+            decoder_input_ids=last_B[:, None],
+            past_key_values=state.cache,
+            use_cache=True,
+        )
+        state.cache = output.past_key_values
+        logits_BV: Tensor = output.logits[:, -1]
+        return logits_BV
 
 
 class FrozenT5:
@@ -36,11 +82,10 @@ class FrozenT5:
     Fused weights are copies, so weights that move afterwards are not seen; full fine-tuning runs the model itself.
     """
 
-    def __init__(self, model: T5ForConditionalGeneration | MT5ForConditionalGeneration) -> None:
+    def __init__(self, model: T5) -> None:
         """Fuse the weights of each layer's query, key and value; the rest is read where it lies."""
         config = model.config
         self._model = model
-        self._heads, self._head_width = config.num_heads, config.d_kv
         self._encoder = [_EncoderLayer(block, config) for block in model.encoder.block]
         self._decoder = [_DecoderLayer(block, config) for block in model.decoder.block]
         scaled = getattr(config, "scale_decoder_outputs", False)  # mT5 has no such option
@@ -88,9 +133,7 @@ class FrozenT5:
         cross_B11T = _mask_bias(mask_BT, encoded_BTH.dtype)
         hidden_B1H = self._model.shared(last_B[:, None])
         for index, layer in enumerate(self._decoder):
-            hidden_B1H = layer(
-                hidden_B1H, bias_1A1L, encoded_BTH, cross_B11T, 0.0, grown=_grow(state, index)
-            )
+            hidden_B1H = layer(hidden_B1H, bias_1A1L, encoded_BTH, cross_B11T, 0.0, grown=_grow(state, index))
         return self._logits(hidden_B1H, 0.0)[:, 0]
 
     def _encoder_bias(self, inputs_BTH: Tensor, mask_BT: Tensor) -> Tensor:
@@ -202,7 +245,10 @@ class _FeedForward:
 class _EncoderLayer:
     def __init__(self, block: nn.Module, config: Any) -> None:
         layers: Any = block.layer
-        self._attention, self._feed_forward = _SelfAttention(layers[0], config), _FeedForward(layers[1], config)
+        self._attention, self._feed_forward = (
+            _SelfAttention(layers[0], config),
+            _FeedForward(layers[1], config),
+        )
 
     def __call__(self, hidden_BTH: Tensor, bias_BATT: Tensor, dropout: float) -> Tensor:
         return self._feed_forward(self._attention(hidden_BTH, bias_BATT, dropout), dropout)

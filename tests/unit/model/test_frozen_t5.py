@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers.modeling_outputs import BaseModelOutput
 
+from attempt_ray.model.backbone import Backbone
 from attempt_ray.model.frozen_t5 import DecoderState, FrozenT5
 
 FAMILIES = ("t5", "t5-v1_1", "mt5")
@@ -93,7 +93,42 @@ def test_dropout_falls_where_transformers_lets_it_fall(make_backbone):
             for _ in range(3000)
         ]
     )
-    assert isinstance(BaseModelOutput(theirs), BaseModelOutput)
     assert (ours.std(dim=0).mean() / theirs.std(dim=0).mean()).item() == pytest.approx(1, abs=0.02)
     error = theirs.std(dim=0) * (2 / 3000) ** 0.5
     assert ((ours.mean(dim=0) - theirs.mean(dim=0)).abs() < 5.5 * error).all()
+
+
+def test_a_backbone_answers_alike_whoever_computes_it(make_backbone):
+    own = make_backbone("t5-v1_1")
+    theirs = Backbone(own.model, own.tokenizer, own.identity, forward="transformers")
+    embedded_BTH, mask_BT, ids_BCL = inputs(own.model)
+    prompts_BPH = torch.randn(4, 3, own.width, generator=torch.Generator().manual_seed(3))
+    given = (prompts_BPH, embedded_BTH, mask_BT)
+    labels_BL = ids_BCL[:, 1].masked_fill(torch.arange(3) == torch.tensor([[2], [9], [1], [9]]), -100)
+    candidates_CL = torch.tensor([[3, 1, -100], [4, 5, 1]])
+    assert torch.allclose(own.loss(*given, labels_BL), theirs.loss(*given, labels_BL), rtol=1e-5, atol=1e-5)
+    assert torch.equal(own.generate(*given, max_new_tokens=5), theirs.generate(*given, max_new_tokens=5))
+    scores_BC = own.score_labels(*given, candidates_CL)
+    assert torch.allclose(scores_BC, theirs.score_labels(*given, candidates_CL), rtol=1e-5, atol=1e-5)
+
+
+def test_weights_that_train_are_computed_by_transformers(make_backbone):
+    backbone = make_backbone()
+    backbone.unfreeze()
+    embedded_BTH, mask_BT, ids_BCL = inputs(backbone.model)
+    backbone.loss(None, embedded_BTH, mask_BT, ids_BCL[:, 0]).sum().backward()
+    assert all(
+        weight.grad is not None
+        for name, weight in backbone.model.named_parameters()
+        if name != "shared.weight"
+    )
+
+
+def test_a_moved_backbone_computes_with_the_moved_weights(make_backbone):
+    backbone = make_backbone()
+    embedded_BTH, mask_BT, ids_BCL = inputs(backbone.model)
+    before = backbone.loss(None, embedded_BTH, mask_BT, ids_BCL[:, 0])
+    backbone.to(torch.bfloat16)
+    after = backbone.loss(None, embedded_BTH.bfloat16(), mask_BT, ids_BCL[:, 0])
+    assert torch.allclose(before, after, rtol=0.05, atol=0.2)
+    assert not torch.equal(before, after)
