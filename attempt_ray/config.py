@@ -37,8 +37,8 @@ class BackboneConfig(Section):
     """`nano` (shipped), a local directory, or a hub id. Paper: T5-base v1.0 (section 4.3)."""
     revision: str | None = None
     """Hub revision (commit, tag or branch); None is the hub's default branch."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the frozen weights. Authors' code: fp32."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Type of the frozen weights; `auto` is bfloat16 where the device has it natively. Authors' code: fp32."""
     forward: Literal["own", "transformers"] = "own"
     """Who computes a frozen backbone: our pass without needless work, or transformers; equal up to rounding."""
 

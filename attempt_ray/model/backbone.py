@@ -25,6 +25,7 @@ from transformers import (
 from attempt_ray.config import BackboneConfig
 from attempt_ray.errors import BackboneError, unknown_name
 from attempt_ray.model.frozen_t5 import DecoderState, FrozenT5, WholeT5
+from attempt_ray.model.precision import choose_precision
 
 IGNORED = -100
 """Label id that stands for padding."""
@@ -256,7 +257,7 @@ class Backbone(nn.Module):
 def load_backbone(config: BackboneConfig, device: str | torch.device = "cpu") -> Backbone:
     """Load a backbone: one that ships in the package, a local directory in transformers layout, or a hub id.
 
-    Weights are read from safetensors alone, hashed in float32, and only then cast to `config.dtype`.
+    Weights are read from safetensors alone, hashed in float32, and only then cast as `config.dtype` says.
 
     Raises:
         BackboneError: The name is not known, the directory or hub repository cannot be read, or it does not hold a
@@ -292,7 +293,7 @@ def load_backbone(config: BackboneConfig, device: str | torch.device = "cpu") ->
         width=model.config.d_model,
         vocabulary=model.shared.weight.shape[0],
     )
-    model = model.to(device=device, dtype=_DTYPES[config.dtype])
+    model = model.to(device=device, dtype=_DTYPES[choose_precision(config.dtype, device).dtype])
     return Backbone(model, tokenizer, identity, forward=config.forward)
 
 

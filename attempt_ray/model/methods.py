@@ -246,7 +246,7 @@ def build_method(
     names = [task.name for task in tasks]
     method: Method
     if config.method == "finetune":
-        if config.backbone.dtype != "float32":
+        if config.backbone.dtype == "bfloat16":
             raise ConfigError(
                 f"method 'finetune' got backbone.dtype {config.backbone.dtype}, whose steps it would round away; "
                 "set backbone.dtype=float32"

@@ -33,6 +33,7 @@ from attempt_ray.errors import ConfigError, DataError, unknown_name
 from attempt_ray.model.attention import pool_tokens
 from attempt_ray.model.backbone import Backbone, load_backbone
 from attempt_ray.model.methods import Method, build_method, initial_prompts
+from attempt_ray.model.precision import Choice, choose_precision
 from attempt_ray.model.soft_prompt import from_average, from_prompt
 from attempt_ray.tasks import all_tasks
 from attempt_ray.tasks.spec import Task
@@ -51,7 +52,9 @@ class Ingredients:
     """What a run is made of."""
 
     config: Config
-    """What to do with it."""
+    """What to do with it; `backbone.dtype` is settled."""
+    precision: Choice
+    """Type of the backbone's weights, and why."""
     backbone: Backbone
     """The language model."""
     fingerprint: str
@@ -184,6 +187,12 @@ def gather(config: Config, *, rows: Literal["all", "test"] = "all") -> Ingredien
         StorageError: The disk refused.
     """
     _check(config)
+    precision = choose_precision(
+        config.backbone.dtype, config.device, weights_train=config.method == "finetune"
+    )
+    # Named in the config, so that a run that went on elsewhere would not go on in another type.
+    settled = config.backbone.model_copy(update={"dtype": precision.dtype})
+    config = config.model_copy(update={"backbone": settled})
     known = all_tasks(config.data.user_tasks)
     for name in config.tasks:
         if name not in known:
@@ -210,6 +219,7 @@ def gather(config: Config, *, rows: Literal["all", "test"] = "all") -> Ingredien
         test = tuple(splits.test for splits in encoded)
     return Ingredients(
         config=config,
+        precision=precision,
         backbone=backbone,
         fingerprint=fingerprint,
         tasks=tasks,

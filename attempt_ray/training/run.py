@@ -261,7 +261,14 @@ def _train_and_select(run: _Run, totals: _Totals) -> _Learned:
     config, method = run.config, run.method
     stream = _stream(run.ingredients)
     plan = _plan(run.ingredients, stream)
-    run.event("plan", plan.describe(), steps=plan.steps, steps_per_epoch=plan.steps_per_epoch)
+    dtype, reason = run.ingredients.precision
+    run.event(
+        "plan",
+        f"{plan.describe()}; frozen weights in {dtype} ({reason})",
+        steps=plan.steps,
+        steps_per_epoch=plan.steps_per_epoch,
+        dtype=dtype,
+    )
     optimizer = build_optimizer(method, config.training)
     selection = run.new_selection()
     _resume(run, optimizer, selection, totals)
