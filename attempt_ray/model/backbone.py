@@ -65,6 +65,22 @@ class BackboneIdentity:
         return asdict(self)
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Segment:
+    """Rows of one padded width that share a forward pass with those of other segments."""
+
+    prompts_BPH: Tensor | None
+    """Instance prompts; None for the plain input."""
+    embedded_BTH: Tensor
+    """Token embeddings as `Backbone.embed` returns them."""
+    mask_BT: Tensor
+    """True on real tokens."""
+    labels_BL: Tensor
+    """Label ids, padded with -100."""
+    seed: int | None = None
+    """Seed of its dropout; needed in training mode."""
+
+
 class Backbone(nn.Module):
     """A T5-family encoder-decoder with its tokenizer, frozen until `unfreeze`.
 
@@ -120,23 +136,46 @@ class Backbone(nn.Module):
         return embedded_BTH
 
     def loss(
-        self, prompts_BPH: Tensor | None, embedded_BTH: Tensor, mask_BT: Tensor, labels_BL: Tensor
+        self,
+        prompts_BPH: Tensor | None,
+        embedded_BTH: Tensor,
+        mask_BT: Tensor,
+        labels_BL: Tensor,
+        *,
+        seed: int | None = None,
     ) -> Tensor:
-        """Return loss_BL: float32 cross-entropy of each label token in nats, 0 where the label is padding.
+        """Return loss_BL of rows that have a forward pass to themselves; see `losses` and `Segment`."""
+        (loss_BL,) = self.losses(
+            [
+                Segment(
+                    prompts_BPH=prompts_BPH,
+                    embedded_BTH=embedded_BTH,
+                    mask_BT=mask_BT,
+                    labels_BL=labels_BL,
+                    seed=seed,
+                )
+            ]
+        )
+        return loss_BL
+
+    def losses(self, segments: Sequence[Segment]) -> list[Tensor]:
+        """Return loss_BL of every segment: float32 cross-entropy of each label token in nats, 0 where it is padding.
 
         The encoder reads [P ; X], where T5's dropout falls on both, and the decoder attends to both (paper section
-        3.2). Positions are those of one sequence: the prompt takes 0 to P - 1.
-
-        Args:
-            prompts_BPH: Instance prompts; None for the plain input.
-            embedded_BTH: Token embeddings as `embed` returns them.
-            mask_BT: True on real tokens.
-            labels_BL: Label ids, padded with -100.
+        3.2). Positions are those of one sequence: the prompt takes 0 to P - 1. One forward pass computes all segments,
+        and what a segment comes to does not depend on the others.
         """
-        encoded_BTH, mask_BT = self._encode(prompts_BPH, embedded_BTH, mask_BT)
-        ids_BL = self.model.prepare_decoder_input_ids_from_labels(labels_BL)
-        logits_BCLV = self._forward().decode(encoded_BTH, mask_BT, ids_BL[:, None])
-        return _cross_entropy(logits_BCLV[:, 0], labels_BL)
+        inputs, masks = zip(
+            *(self._prepend(one.prompts_BPH, one.embedded_BTH, one.mask_BT) for one in segments), strict=True
+        )
+        seeds = [one.seed for one in segments]
+        encoded = self._forward().encode(inputs, masks, seeds)
+        ids = [self.model.prepare_decoder_input_ids_from_labels(one.labels_BL)[:, None] for one in segments]
+        logits = self._forward().decode(encoded, masks, ids, seeds)
+        return [
+            _cross_entropy(logits_BCLV[:, 0], one.labels_BL)
+            for logits_BCLV, one in zip(logits, segments, strict=True)
+        ]
 
     @torch.no_grad()
     def generate(
@@ -178,7 +217,7 @@ class Backbone(nn.Module):
         encoded_BTH, mask_BT = self._encode(prompts_BPH, embedded_BTH, mask_BT)
         labels_BCL = candidates_CL.to(mask_BT.device).expand(len(mask_BT), -1, -1)
         ids_CL = self.model.prepare_decoder_input_ids_from_labels(labels_BCL[0])
-        logits_BCLV = self._forward().decode(encoded_BTH, mask_BT, ids_CL.expand_as(labels_BCL))
+        (logits_BCLV,) = self._forward().decode([encoded_BTH], [mask_BT], [ids_CL.expand_as(labels_BCL)])
         loss_NL = _cross_entropy(logits_BCLV.flatten(0, 1), labels_BCL.flatten(0, 1))
         return -loss_NL.sum(dim=-1).view(labels_BCL.shape[:2])
 
@@ -241,7 +280,8 @@ class Backbone(nn.Module):
         self, prompts_BPH: Tensor | None, embedded_BTH: Tensor, mask_BT: Tensor
     ) -> tuple[Tensor, Tensor]:
         inputs_BTH, mask_BT = self._prepend(prompts_BPH, embedded_BTH, mask_BT)
-        return self._forward().encode(inputs_BTH, mask_BT), mask_BT
+        (encoded_BTH,) = self._forward().encode([inputs_BTH], [mask_BT])
+        return encoded_BTH, mask_BT
 
     def _forward(self) -> FrozenT5 | WholeT5:
         if self._pass is None:

@@ -5,13 +5,18 @@ a batch instead of once a layer, query, key and value are one product, and cross
 values of the encoder's output where the decoder asks few questions: with T5's bare scores, q (E W_k)^T = (q W_k) E^T, and
 likewise for values.
 
-Shapes: B rows, T input tokens with the prompt, L target tokens, C candidate targets of one row, A heads, D head width,
-H model width, V vocabulary.
+A batch comes in segments, each a rectangle of rows with a width of its own. Attention stays inside a segment; all else
+computes the tokens of all segments at once. So rows of unlike length share a forward without padding, and what a segment
+comes to, its dropout included, does not depend on its neighbours.
+
+Shapes: G segments of B rows by T input tokens with the prompt, L target tokens, C candidate targets of one row; N tokens
+of all segments; A heads, D head width, X = A * D, H model width, F feed-forward width, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +28,8 @@ from transformers.activations import ACT2FN
 from transformers.modeling_outputs import BaseModelOutput
 
 T5 = T5ForConditionalGeneration | MT5ForConditionalGeneration
+Seeds = Sequence[int | None]
+"""Seed of each segment's dropout; None where a segment has none."""
 
 
 @dataclass
@@ -44,23 +51,37 @@ class WholeT5:
         """Wrap a model; see `FrozenT5` for what the methods return."""
         self._model = model
 
-    def encode(self, inputs_BTH: Tensor, mask_BT: Tensor) -> Tensor:
-        """Return the encoder's output encoded_BTH."""
-        encoded_BTH: Tensor = self._model.encoder(
-            inputs_embeds=inputs_BTH, attention_mask=mask_BT
-        ).last_hidden_state
-        return encoded_BTH
+    def encode(
+        self, inputs: Sequence[Tensor], masks: Sequence[Tensor], seeds: Seeds | None = None
+    ) -> list[Tensor]:
+        """Return the encoder's output encoded_BTH of every segment."""
+        encoded = []
+        for index, (inputs_BTH, mask_BT) in enumerate(zip(inputs, masks, strict=True)):
+            with _seeded(inputs_BTH.device, seeds, index, 0):
+                output = self._model.encoder(inputs_embeds=inputs_BTH, attention_mask=mask_BT)
+            encoded.append(output.last_hidden_state)
+        return encoded
 
-    def decode(self, encoded_BTH: Tensor, mask_BT: Tensor, ids_BCL: Tensor) -> Tensor:
-        """Return logits_BCLV of the token after each of C targets' tokens, teacher-forced."""
-        num_candidates = ids_BCL.shape[1]
-        logits_NLV: Tensor = self._model(
-            encoder_outputs=BaseModelOutput(encoded_BTH.repeat_interleave(num_candidates, dim=0)),
-            attention_mask=mask_BT.repeat_interleave(num_candidates, dim=0),
-            decoder_input_ids=ids_BCL.flatten(0, 1),
-            use_cache=False,
-        ).logits
-        return logits_NLV.view(*ids_BCL.shape, -1)
+    def decode(
+        self,
+        encoded: Sequence[Tensor],
+        masks: Sequence[Tensor],
+        ids: Sequence[Tensor],
+        seeds: Seeds | None = None,
+    ) -> list[Tensor]:
+        """Return logits_BCLV of every segment: of the token after each of C targets' tokens, teacher-forced."""
+        logits = []
+        for index, (encoded_BTH, mask_BT, ids_BCL) in enumerate(zip(encoded, masks, ids, strict=True)):
+            num_candidates = ids_BCL.shape[1]
+            with _seeded(encoded_BTH.device, seeds, index, 1):
+                logits_RLV = self._model(
+                    encoder_outputs=BaseModelOutput(encoded_BTH.repeat_interleave(num_candidates, dim=0)),
+                    attention_mask=mask_BT.repeat_interleave(num_candidates, dim=0),
+                    decoder_input_ids=ids_BCL.flatten(0, 1),
+                    use_cache=False,
+                ).logits
+            logits.append(logits_RLV.view(*ids_BCL.shape, -1))
+        return logits
 
     def step(self, encoded_BTH: Tensor, mask_BT: Tensor, last_B: Tensor, state: DecoderState) -> Tensor:
         """Return logits_BV of the next token, after one more token; `state` grows by it. Call in eval mode."""
@@ -91,69 +112,133 @@ class FrozenT5:
         scaled = getattr(config, "scale_decoder_outputs", False)  # mT5 has no such option
         self._scale = config.d_model**-0.5 if scaled else 1.0
 
-    def encode(self, inputs_BTH: Tensor, mask_BT: Tensor) -> Tensor:
-        """Return the encoder's output encoded_BTH.
+    def encode(
+        self, inputs: Sequence[Tensor], masks: Sequence[Tensor], seeds: Seeds | None = None
+    ) -> list[Tensor]:
+        """Return the encoder's output encoded_BTH of every segment.
 
         Args:
-            inputs_BTH: Prompt and token embeddings.
-            mask_BT: True on prompt and real tokens.
+            inputs: Prompt and token embeddings [B, T, H] of every segment.
+            masks: True on prompt and real tokens, [B, T].
+            seeds: Seeds of the segments' dropout; needed where the model is in training mode and drops out.
         """
-        dropout = self._dropout()
-        bias_BATT = self._encoder_bias(inputs_BTH, mask_BT)
-        hidden_BTH = _drop(inputs_BTH, dropout)
+        shapes = [(len(inputs_BTH), inputs_BTH.shape[1]) for inputs_BTH in inputs]
+        dropout = self._dropout(seeds, 0)
+        first: Any = self._model.encoder.block[0]
+        biases = [
+            _encoder_bias(first.layer[0].SelfAttention, inputs_BTH, mask_BT)
+            for inputs_BTH, mask_BT in zip(inputs, masks, strict=True)
+        ]
+        hidden_NH = dropout.flat(_flat(inputs), shapes)
         for layer in self._encoder:
-            hidden_BTH = layer(hidden_BTH, bias_BATT, dropout)
-        return _drop(_norm(self._model.encoder.final_layer_norm, hidden_BTH), dropout)
+            hidden_NH = layer(hidden_NH, shapes, biases, dropout)
+        hidden_NH = dropout.flat(_norm(self._model.encoder.final_layer_norm, hidden_NH), shapes)
+        return _parts(hidden_NH, shapes)
 
-    def decode(self, encoded_BTH: Tensor, mask_BT: Tensor, ids_BCL: Tensor) -> Tensor:
-        """Return logits_BCLV of the token after each of C targets' tokens, teacher-forced.
+    def decode(
+        self,
+        encoded: Sequence[Tensor],
+        masks: Sequence[Tensor],
+        ids: Sequence[Tensor],
+        seeds: Seeds | None = None,
+    ) -> list[Tensor]:
+        """Return logits_BCLV of every segment: of the token after each of C targets' tokens, teacher-forced.
 
         Args:
-            encoded_BTH: The encoder's output.
-            mask_BT: True on what may be attended to.
-            ids_BCL: Decoder input ids, start token first. Padding on the right needs no mask: nothing before it sees it.
+            encoded: The encoder's output [B, T, H] of every segment.
+            masks: True on what may be attended to, [B, T].
+            ids: Decoder input ids [B, C, L], start token first. Padding on the right needs no mask: nothing before it
+                sees it.
+            seeds: As for `encode`.
         """
-        dropout = self._dropout()
-        num_rows, num_candidates, length = ids_BCL.shape
+        shapes = [(ids_BCL.shape[0] * ids_BCL.shape[1], ids_BCL.shape[2]) for ids_BCL in ids]
+        dropout = self._dropout(seeds, 1)
         first: Any = self._model.decoder.block[0]
-        bias_1ALL = first.layer[0].SelfAttention.compute_bias(length, length)
-        later_LL = torch.ones(length, length, dtype=torch.bool, device=bias_1ALL.device).triu(1)
-        bias_1ALL = bias_1ALL.masked_fill(later_LL, torch.finfo(bias_1ALL.dtype).min)
-        cross_B11T = _mask_bias(mask_BT, encoded_BTH.dtype)
-        hidden_NLH = _drop(self._model.shared(ids_BCL.flatten(0, 1)), dropout)  # N = B * C
+        biases = [_decoder_bias(first.layer[0].SelfAttention, length) for _, length in shapes]
+        read = [
+            _Read(encoded_BTH, _mask_bias(mask_BT, encoded_BTH.dtype))
+            for encoded_BTH, mask_BT in zip(encoded, masks, strict=True)
+        ]
+        embedded_NH = self._model.shared(torch.cat([ids_BCL.flatten() for ids_BCL in ids]))
+        hidden_NH = dropout.flat(embedded_NH, shapes)
         for layer in self._decoder:
-            hidden_NLH = layer(hidden_NLH, bias_1ALL, encoded_BTH, cross_B11T, dropout)
-        return self._logits(hidden_NLH, dropout).view(num_rows, num_candidates, length, -1)
+            hidden_NH = layer(hidden_NH, shapes, biases, read, dropout)
+        logits_NV = self._logits(hidden_NH, shapes, dropout)
+        return [
+            part.view(*ids_BCL.shape, -1)
+            for part, ids_BCL in zip(_parts(logits_NV, shapes), ids, strict=True)
+        ]
 
     def step(self, encoded_BTH: Tensor, mask_BT: Tensor, last_B: Tensor, state: DecoderState) -> Tensor:
         """Return logits_BV of the next token, after one more token; `state` grows by it. Call in eval mode."""
+        shapes = [(len(last_B), 1)]
         first: Any = self._model.decoder.block[0]
         seen = state.keys[0].shape[2] if state.keys else 0
         bias_1A1L = first.layer[0].SelfAttention.compute_bias(1, seen + 1, past_seen_tokens=seen)
-        cross_B11T = _mask_bias(mask_BT, encoded_BTH.dtype)
-        hidden_B1H = self._model.shared(last_B[:, None])
+        read = [_Read(encoded_BTH, _mask_bias(mask_BT, encoded_BTH.dtype))]
+        hidden_BH = self._model.shared(last_B)
         for index, layer in enumerate(self._decoder):
-            hidden_B1H = layer(hidden_B1H, bias_1A1L, encoded_BTH, cross_B11T, 0.0, grown=_grow(state, index))
-        return self._logits(hidden_B1H, 0.0)[:, 0]
+            hidden_BH = layer(hidden_BH, shapes, [bias_1A1L], read, _NONE, grown=_grow(state, index))
+        return self._logits(hidden_BH, shapes, _NONE)
 
-    def _encoder_bias(self, inputs_BTH: Tensor, mask_BT: Tensor) -> Tensor:
-        tokens = inputs_BTH.shape[1]
-        first: Any = self._model.encoder.block[0]
-        bias_1ATT: Tensor = first.layer[0].SelfAttention.compute_bias(tokens, tokens)
-        mask_B11T = _mask_bias(mask_BT, bias_1ATT.dtype)
-        return bias_1ATT if mask_B11T is None else bias_1ATT + mask_B11T
+    def _logits(self, hidden_NH: Tensor, shapes: Sequence[Shape], dropout: _Dropout) -> Tensor:
+        hidden_NH = dropout.flat(_norm(self._model.decoder.final_layer_norm, hidden_NH), shapes)
+        logits_NV: Tensor = self._model.lm_head(hidden_NH * self._scale)
+        return logits_NV
 
-    def _logits(self, hidden_NLH: Tensor, dropout: float) -> Tensor:
-        hidden_NLH = _drop(_norm(self._model.decoder.final_layer_norm, hidden_NLH), dropout)
-        logits_NLV: Tensor = self._model.lm_head(hidden_NLH * self._scale)
-        return logits_NLV
-
-    def _dropout(self) -> float:
+    def _dropout(self, seeds: Seeds | None, stream: int) -> _Dropout:
         model: Any = self._model
-        return float(model.encoder.dropout.p) if model.training else 0.0
+        probability = float(model.encoder.dropout.p) if model.training else 0.0
+        if not probability:
+            return _NONE
+        known = [seed for seed in seeds or () if seed is not None]
+        if seeds is None or len(known) < len(seeds):
+            raise ValueError("a model that drops out needs a seed for every segment")
+        device = model.shared.weight.device
+        return _Dropout(
+            probability, [torch.Generator(device).manual_seed(2 * seed + stream) for seed in known]
+        )
 
 
+Shape = tuple[int, int]
+"""Rows and width of a segment."""
 Grown = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class _Dropout:
+    """Dropout that draws every segment's mask from a generator of its own, in the segment's own shape."""
+
+    probability: float
+    generators: Sequence[torch.Generator]
+
+    def flat(self, tensor_NH: Tensor, shapes: Sequence[Shape]) -> Tensor:
+        """Drop from tokens of all segments."""
+        if not self.probability:
+            return tensor_NH
+        parts = tensor_NH.split([rows * width for rows, width in shapes])
+        return _joined([self.part(part, index) for index, part in enumerate(parts)])
+
+    def part(self, tensor: Tensor, index: int) -> Tensor:
+        """Drop from something of one segment."""
+        if not self.probability:
+            return tensor
+        keep = 1 - self.probability
+        mask = torch.empty_like(tensor, requires_grad=False).bernoulli_(
+            keep, generator=self.generators[index]
+        )
+        return tensor * mask.div_(keep)
+
+
+_NONE = _Dropout(0.0, ())
+
+
+@dataclass(frozen=True)
+class _Read:
+    """A segment of the encoder's output and the bias that hides its padding."""
+
+    encoded_BTH: Tensor
+    bias_B11T: Tensor | None
 
 
 def _grow(state: DecoderState, index: int) -> Grown:
@@ -177,20 +262,24 @@ class _SelfAttention:
         self._heads, self._head_width = config.num_heads, config.d_kv
 
     def __call__(
-        self, hidden_BTH: Tensor, bias_BATT: Tensor, dropout: float, grown: Grown | None = None
+        self,
+        hidden_NH: Tensor,
+        shapes: Sequence[Shape],
+        biases: Sequence[Tensor],
+        dropout: _Dropout,
+        grown: Grown | None = None,
     ) -> Tensor:
-        rows, tokens, _ = hidden_BTH.shape
-        mixed_BTX = F.linear(_norm(self._norm, hidden_BTH), self._qkv)
-        query_BATD, key_BATD, value_BATD = mixed_BTX.view(
-            rows, tokens, 3, self._heads, self._head_width
-        ).permute(2, 0, 3, 1, 4)
-        if grown is not None:
-            key_BATD, value_BATD = grown(key_BATD, value_BATD)
-        found_BATD = F.scaled_dot_product_attention(
-            query_BATD, key_BATD, value_BATD, attn_mask=bias_BATT, dropout_p=dropout, scale=1.0
-        )
-        found_BTX = found_BATD.transpose(1, 2).reshape(rows, tokens, -1)
-        return hidden_BTH + _drop(F.linear(found_BTX, self._out), dropout)
+        mixed_NX = F.linear(_norm(self._norm, hidden_NH), self._qkv)
+        found = []
+        for index, (mixed_BTX, bias_BATT) in enumerate(zip(_parts(mixed_NX, shapes), biases, strict=True)):
+            query_BATD, key_BATD, value_BATD = mixed_BTX.view(
+                *shapes[index], 3, self._heads, self._head_width
+            ).permute(2, 0, 3, 1, 4)
+            if grown is not None:
+                key_BATD, value_BATD = grown(key_BATD, value_BATD)
+            found_BATD = _attend(query_BATD, key_BATD, value_BATD, bias_BATT, dropout, index)
+            found.append(found_BATD.transpose(1, 2).reshape(mixed_BTX.shape[0] * mixed_BTX.shape[1], -1))
+        return hidden_NH + dropout.flat(F.linear(_joined(found), self._out), shapes)
 
 
 class _CrossAttention:
@@ -200,31 +289,38 @@ class _CrossAttention:
         self._heads, self._head_width = config.num_heads, config.d_kv
 
     def __call__(
-        self, hidden_NLH: Tensor, encoded_BTH: Tensor, bias_B11T: Tensor | None, dropout: float
+        self, hidden_NH: Tensor, shapes: Sequence[Shape], read: Sequence[_Read], dropout: _Dropout
     ) -> Tensor:
-        attention, heads = self._attention, self._heads
+        query_NX = self._attention.q(_norm(self._norm, hidden_NH))
+        found = [
+            self._found(query_RLX, segment, dropout, index)
+            for index, (query_RLX, segment) in enumerate(zip(_parts(query_NX, shapes), read, strict=True))
+        ]
+        return hidden_NH + dropout.flat(self._attention.o(_joined(found)), shapes)
+
+    def _found(self, query_RLX: Tensor, read: _Read, dropout: _Dropout, index: int) -> Tensor:
+        encoded_BTH, bias_B11T = read.encoded_BTH, read.bias_B11T
         num_rows, _, width = encoded_BTH.shape
-        query_NLX = attention.q(_norm(self._norm, hidden_NLH))
         # All candidates of a row ask in one product: Q = C * L.
-        query_BAQD = query_NLX.view(num_rows, -1, heads, self._head_width).transpose(1, 2)
+        query_BAQD = query_RLX.reshape(num_rows, -1, self._heads, self._head_width).transpose(1, 2)
         key_ADH, value_ADH = (
-            part.weight.view(heads, self._head_width, width) for part in (attention.k, attention.v)
+            part.weight.view(self._heads, self._head_width, width)
+            for part in (self._attention.k, self._attention.v)
         )
         queries = query_BAQD.shape[2]
         if queries <= self._head_width // 2:
             asked_BZH = (query_BAQD @ key_ADH).reshape(num_rows, -1, width)  # Z = A * Q
             scores_BZT = asked_BZH @ encoded_BTH.mT
-            weights_BZT = _softmax(scores_BZT, None if bias_B11T is None else bias_B11T[:, 0], dropout)
-            found_BAQH = (weights_BZT @ encoded_BTH).view(num_rows, heads, queries, width)
+            weights_BZT = _softmax(scores_BZT, None if bias_B11T is None else bias_B11T[:, 0])
+            weights_BZT = dropout.part(weights_BZT, index)
+            found_BAQH = (weights_BZT @ encoded_BTH).view(num_rows, self._heads, queries, width)
             found_BAQD = found_BAQH @ value_ADH.mT
         else:
-            key_BATD = (encoded_BTH[:, None] @ key_ADH.mT).to(query_BAQD.dtype)
+            key_BATD = encoded_BTH[:, None] @ key_ADH.mT
             value_BATD = encoded_BTH[:, None] @ value_ADH.mT
-            found_BAQD = F.scaled_dot_product_attention(
-                query_BAQD, key_BATD, value_BATD, attn_mask=bias_B11T, dropout_p=dropout, scale=1.0
-            )
-        found_NLX = found_BAQD.transpose(1, 2).reshape(query_NLX.shape)
-        return hidden_NLH + _drop(attention.o(found_NLX), dropout)
+            found_BAQD = _attend(query_BAQD, key_BATD, value_BATD, bias_B11T, dropout, index)
+        found_NX: Tensor = found_BAQD.transpose(1, 2).reshape(query_RLX.shape[0] * query_RLX.shape[1], -1)
+        return found_NX
 
 
 class _FeedForward:
@@ -232,26 +328,27 @@ class _FeedForward:
         self._norm, self._dense = layer.layer_norm, layer.DenseReluDense
         self._gated, self._activation = config.is_gated_act, ACT2FN[config.dense_act_fn]
 
-    def __call__(self, hidden_BTH: Tensor, dropout: float) -> Tensor:
+    def __call__(self, hidden_NH: Tensor, shapes: Sequence[Shape], dropout: _Dropout) -> Tensor:
         dense = self._dense
-        normed_BTH = _norm(self._norm, hidden_BTH)
+        normed_NH = _norm(self._norm, hidden_NH)
         if self._gated:
-            inner_BTF = self._activation(dense.wi_0(normed_BTH)) * dense.wi_1(normed_BTH)
+            inner_NF = self._activation(dense.wi_0(normed_NH)) * dense.wi_1(normed_NH)
         else:
-            inner_BTF = self._activation(dense.wi(normed_BTH))
-        return hidden_BTH + _drop(dense.wo(_drop(inner_BTF, dropout)), dropout)
+            inner_NF = self._activation(dense.wi(normed_NH))
+        return hidden_NH + dropout.flat(dense.wo(dropout.flat(inner_NF, shapes)), shapes)
 
 
 class _EncoderLayer:
     def __init__(self, block: nn.Module, config: Any) -> None:
         layers: Any = block.layer
-        self._attention, self._feed_forward = (
-            _SelfAttention(layers[0], config),
-            _FeedForward(layers[1], config),
-        )
+        self._attention = _SelfAttention(layers[0], config)
+        self._feed_forward = _FeedForward(layers[1], config)
 
-    def __call__(self, hidden_BTH: Tensor, bias_BATT: Tensor, dropout: float) -> Tensor:
-        return self._feed_forward(self._attention(hidden_BTH, bias_BATT, dropout), dropout)
+    def __call__(
+        self, hidden_NH: Tensor, shapes: Sequence[Shape], biases: Sequence[Tensor], dropout: _Dropout
+    ) -> Tensor:
+        hidden_NH = self._attention(hidden_NH, shapes, biases, dropout)
+        return self._feed_forward(hidden_NH, shapes, dropout)
 
 
 class _DecoderLayer:
@@ -263,24 +360,84 @@ class _DecoderLayer:
 
     def __call__(
         self,
-        hidden_NLH: Tensor,
-        bias_1ALL: Tensor,
-        encoded_BTH: Tensor,
-        cross_B11T: Tensor | None,
-        dropout: float,
+        hidden_NH: Tensor,
+        shapes: Sequence[Shape],
+        biases: Sequence[Tensor],
+        read: Sequence[_Read],
+        dropout: _Dropout,
         grown: Grown | None = None,
     ) -> Tensor:
-        hidden_NLH = self._attention(hidden_NLH, bias_1ALL, dropout, grown)
-        hidden_NLH = self._cross(hidden_NLH, encoded_BTH, cross_B11T, dropout)
-        return self._feed_forward(hidden_NLH, dropout)
+        hidden_NH = self._attention(hidden_NH, shapes, biases, dropout, grown)
+        hidden_NH = self._cross(hidden_NH, shapes, read, dropout)
+        return self._feed_forward(hidden_NH, shapes, dropout)
 
 
-def _norm(layer: Any, hidden_BTH: Tensor) -> Tensor:
-    return F.rms_norm(hidden_BTH, layer.weight.shape, layer.weight, layer.variance_epsilon)
+def _attend(
+    query_BAQD: Tensor,
+    key_BATD: Tensor,
+    value_BATD: Tensor,
+    bias_BAQT: Tensor | None,
+    dropout: _Dropout,
+    index: int,
+) -> Tensor:
+    """Attend with T5's bare scores; dropout needs the weights in hand, so that they are dropped by their own seed."""
+    if not dropout.probability:
+        return F.scaled_dot_product_attention(
+            query_BAQD, key_BATD, value_BATD, attn_mask=bias_BAQT, scale=1.0
+        )
+    weights_BAQT = _softmax(query_BAQD @ key_BATD.mT, bias_BAQT)
+    return dropout.part(weights_BAQT, index) @ value_BATD
 
 
-def _drop(tensor: Tensor, dropout: float) -> Tensor:
-    return F.dropout(tensor, dropout) if dropout else tensor
+def _flat(parts: Sequence[Tensor]) -> Tensor:
+    """Lay the tokens of all segments in one line."""
+    return _joined([part.flatten(0, 1) for part in parts])
+
+
+def _parts(tensor_NH: Tensor, shapes: Sequence[Shape]) -> list[Tensor]:
+    """Return every segment of a line of tokens, [B, T, H]."""
+    lines = tensor_NH.split([rows * width for rows, width in shapes])
+    return [line.view(*shape, -1) for line, shape in zip(lines, shapes, strict=True)]
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
+
+
+@contextmanager
+def _seeded(device: torch.device, seeds: Seeds | None, index: int, stream: int) -> Iterator[None]:
+    """Draw from generators of a segment's own seed inside the block; the global ones are unmoved after it."""
+    own = None if seeds is None else seeds[index]
+    if own is None:
+        yield
+        return
+    seed = 2 * own + stream
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        # torch.manual_seed would format a stack trace at every call, which costs as much as a small layer.
+        torch.default_generator.manual_seed(seed)
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield
+
+
+def _norm(layer: Any, hidden_NH: Tensor) -> Tensor:
+    return F.rms_norm(hidden_NH, layer.weight.shape, layer.weight, layer.variance_epsilon)
+
+
+def _encoder_bias(attention: Any, inputs_BTH: Tensor, mask_BT: Tensor) -> Tensor:
+    """Return what is added to the encoder's scores, [B or 1, A, T, T]: by distance, and least where padding is."""
+    tokens = inputs_BTH.shape[1]
+    bias_1ATT: Tensor = attention.compute_bias(tokens, tokens)
+    mask_B11T = _mask_bias(mask_BT, bias_1ATT.dtype)
+    return bias_1ATT if mask_B11T is None else bias_1ATT + mask_B11T
+
+
+def _decoder_bias(attention: Any, length: int) -> Tensor:
+    """Return what is added to the decoder's scores, [1, A, L, L]: by distance, and least where the future is."""
+    bias_1ALL: Tensor = attention.compute_bias(length, length)
+    later_LL = torch.ones(length, length, dtype=torch.bool, device=bias_1ALL.device).triu(1)
+    return bias_1ALL.masked_fill(later_LL, torch.finfo(bias_1ALL.dtype).min)
 
 
 def _mask_bias(mask_BT: Tensor, dtype: torch.dtype) -> Tensor | None:
@@ -291,7 +448,7 @@ def _mask_bias(mask_BT: Tensor, dtype: torch.dtype) -> Tensor | None:
     return bias_BT.masked_fill(~mask_BT, torch.finfo(dtype).min)[:, None, None]
 
 
-def _softmax(scores_BZT: Tensor, bias_B1T: Tensor | None, dropout: float) -> Tensor:
+def _softmax(scores_BZT: Tensor, bias_B1T: Tensor | None) -> Tensor:
     """Softmax in float32 over the input tokens."""
     masked_BZT = scores_BZT.float() if bias_B1T is None else scores_BZT.float() + bias_B1T
-    return _drop(masked_BZT.softmax(dim=-1), dropout).to(scores_BZT.dtype)
+    return masked_BZT.softmax(dim=-1).to(scores_BZT.dtype)

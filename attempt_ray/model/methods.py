@@ -16,7 +16,7 @@ from attempt_ray.config import AttentionConfig, Config, TrainingConfig
 from attempt_ray.data.batching import Batch
 from attempt_ray.errors import BackboneError, ConfigError, unknown_name
 from attempt_ray.model.attention import PromptAttention, auto_divisor, temperature_divisor
-from attempt_ray.model.backbone import IGNORED, Backbone
+from attempt_ray.model.backbone import IGNORED, Backbone, Segment
 from attempt_ray.model.mixture import Mixed, PromptMixture
 from attempt_ray.model.soft_prompt import SoftPrompts, from_labels, from_normal, from_text, from_vocabulary
 from attempt_ray.tasks.spec import Task
@@ -84,13 +84,27 @@ class Method(nn.Module, ABC):
         there all tensors train at the prompts' rate; here the paper's two rates (section 3.3) are real.
         """
 
-    def loss(self, batch: Batch) -> Tensor:
-        """Return the mean cross-entropy in nats over all label tokens of the batch, whatever task they belong to."""
+    def segment(self, batch: Batch, *, seed: int | None = None) -> Segment:
+        """Return the batch with each row's prompt, for the backbone to compute, alone or beside other segments."""
         embedded_BTH = self.backbone.embed(batch.input_ids_BT)
         prompts_BPH, _ = self.instance_prompts(embedded_BTH, batch.mask_BT, batch.task_B)
-        loss_BL = self.backbone.loss(prompts_BPH, embedded_BTH, batch.mask_BT, batch.labels_BL)
-        mean: Tensor = loss_BL.sum() / (batch.labels_BL != IGNORED).sum()
-        return mean
+        return Segment(
+            prompts_BPH=prompts_BPH,
+            embedded_BTH=embedded_BTH,
+            mask_BT=batch.mask_BT,
+            labels_BL=batch.labels_BL,
+            seed=seed,
+        )
+
+    def loss(self, batch: Batch, *, seed: int | None = None) -> Tensor:
+        """Return the mean cross-entropy in nats over all label tokens of the batch, whatever task they belong to.
+
+        Args:
+            batch: The rows.
+            seed: Seed of dropout; needed in training mode.
+        """
+        (loss,) = losses(self.backbone, [self.segment(batch, seed=seed)])
+        return loss
 
     @torch.no_grad()
     def generate(self, batch: Batch, *, max_new_tokens: int) -> Generated:
@@ -215,6 +229,19 @@ class FineTuning(Method):
     def parameter_groups(self, training: TrainingConfig) -> list[dict[str, Any]]:
         """Return the one group `backbone`."""
         return [_group("backbone", self.backbone, training.backbone_learning_rate, training.weight_decay)]
+
+
+def losses(backbone: Backbone, segments: Sequence[Segment]) -> list[Tensor]:
+    """Return each segment's mean cross-entropy in nats over all of its label tokens, from one forward pass.
+
+    Segments of several methods on one backbone do not see each other: the gradient of the sum is, for each method's own
+    parameters, that of its own loss.
+    """
+    found = backbone.losses(segments)
+    return [
+        loss_BL.sum() / (segment.labels_BL != IGNORED).sum()
+        for loss_BL, segment in zip(found, segments, strict=True)
+    ]
 
 
 def build_method(

@@ -3,25 +3,27 @@
 The caller decides what a step is worth: report it, evaluate, checkpoint, or stop iterating. Nothing here opens a file,
 and no random number comes from a global generator, so a loop that starts at step s from the state that another had
 after s steps goes on exactly like it.
+
+Several trainings on one frozen backbone take their steps in one forward pass. Each keeps its own prompts, G, optimizer,
+schedule, clipping and data order, and none sees the others.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import AdamW
 
 from attempt_ray.data.batching import Batch
-from attempt_ray.errors import NonFiniteError
+from attempt_ray.errors import ConfigError, NonFiniteError
 from attempt_ray.model.backbone import IGNORED
-from attempt_ray.model.methods import Method
+from attempt_ray.model.methods import Method, losses
 from attempt_ray.training.optimizer import LinearSchedule, step_without
 
 
@@ -50,80 +52,113 @@ class Progress:
     """Input and label tokens of the step's batch, padding not counted."""
 
 
-def train(
-    method: Method,
-    stream: Stream,
-    *,
-    optimizer: AdamW,
-    schedule: LinearSchedule,
-    seed: int,
-    max_grad_norm: float,
-    absent_tasks: Literal["dense", "lazy"] = "dense",
-    start_step: int = 0,
-) -> Iterator[Progress]:
-    """Take one optimizer step per iteration, from `start_step` to the end of the schedule.
+@dataclass(eq=False, kw_only=True)
+class Training:
+    """One training and the step that it has reached."""
 
-    Between two iterations the caller may evaluate, save or change the mode of the method; dropout is seeded for every
-    step anew, by (seed, step) alone.
+    method: Method
+    """What trains."""
+    stream: Stream
+    """Batches by step."""
+    optimizer: AdamW
+    """As `build_optimizer` makes it."""
+    schedule: LinearSchedule
+    """Learning rates by step; its `steps` ends the training."""
+    seed: int
+    """Seed of dropout, which is seeded for every step anew, by (seed, step) alone."""
+    max_grad_norm: float
+    """Gradients are scaled down to this norm over all trainables."""
+    absent_tasks: Literal["dense", "lazy"] = "dense"
+    """`dense` lets Adam move the prompts of tasks without a row in the batch (authors' code), `lazy` leaves them."""
+    step: int = 0
+    """Optimizer steps taken so far."""
 
-    Args:
-        method: What trains.
-        stream: Batches by step.
-        optimizer: As `build_optimizer` makes it.
-        schedule: Learning rates by step; its `steps` ends the loop.
-        seed: Seed of dropout.
-        max_grad_norm: Gradients are scaled down to this norm over all trainables.
-        absent_tasks: `dense` lets Adam move the prompts of tasks without a row in the batch (authors' code), `lazy`
-            leaves them alone.
-        start_step: Steps that were taken before.
+    @property
+    def done(self) -> bool:
+        """Whether the schedule has ended."""
+        return self.step >= self.schedule.steps
 
-    Raises:
-        NonFiniteError: Loss or gradient norm is NaN or infinite; the step was not taken.
-    """
-    trainables = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    device = method.backbone.device
-    method.train()  # the backbone under it may be in another mode
-    for step in range(start_step, schedule.steps):
-        batch = stream.batch(step).to(device)
-        rates = schedule.apply(optimizer, step)
-        if not method.training:
-            method.train()
-        with seeded(device, f"dropout/{seed}/{step}"):
-            loss = method.loss(batch)
-            loss_value = loss.item()
-            if math.isfinite(loss_value):
-                torch.autograd.backward(loss)
-        grad_norm = nn.utils.clip_grad_norm_(trainables, max_grad_norm).item()
-        if not (math.isfinite(loss_value) and math.isfinite(grad_norm)):
-            optimizer.zero_grad(set_to_none=True)
+    def dropout_seed(self) -> int:
+        """Return the seed of the next step's dropout."""
+        return int.from_bytes(hashlib.sha256(f"dropout/{self.seed}/{self.step}".encode()).digest()[:7])
+
+    def update(self, batch: Batch, loss: float, rates: Mapping[str, float]) -> Progress:
+        """Take the step that the gradients ask for.
+
+        Raises:
+            NonFiniteError: Loss or gradient norm is NaN or infinite; the step was not taken.
+        """
+        trainables = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        grad_norm = nn.utils.clip_grad_norm_(trainables, self.max_grad_norm).item()
+        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+            self.optimizer.zero_grad(set_to_none=True)
             raise NonFiniteError(
-                f"step {step + 1} of {schedule.steps} met loss {loss_value} and gradient norm {grad_norm}, wanted finite "
-                "ones; the step was not taken; lower training.prompt_learning_rate, "
+                f"step {self.step + 1} of {self.schedule.steps} met loss {loss} and gradient norm {grad_norm}, wanted "
+                "finite ones; the step was not taken; lower training.prompt_learning_rate, "
                 "training.attention_learning_rate or training.max_grad_norm"
             )
-        _update(optimizer, method, batch, absent_tasks=absent_tasks)
-        optimizer.zero_grad(set_to_none=True)
-        yield Progress(
-            step=step + 1,
-            steps=schedule.steps,
-            loss=loss_value,
+        _update(self.optimizer, self.method, batch, absent_tasks=self.absent_tasks)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        return Progress(
+            step=self.step,
+            steps=self.schedule.steps,
+            loss=loss,
             grad_norm=grad_norm,
             learning_rates=rates,
             tokens=int(batch.mask_BT.sum() + (batch.labels_BL != IGNORED).sum()),
         )
 
 
-@contextmanager
-def seeded(device: torch.device, what: str) -> Iterator[None]:
-    """Draw from generators seeded by the text `what` inside the block; the global ones are unmoved after it."""
-    seed = int.from_bytes(hashlib.sha256(what.encode()).digest()[:8]) >> 1
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        # torch.manual_seed would format a stack trace at every call, which costs as much as a small layer.
-        torch.default_generator.manual_seed(seed)
-        if device.type == "cuda":
-            with torch.cuda.device(device):
-                torch.cuda.manual_seed(seed)
-        yield
+def train(training: Training) -> Iterator[Progress]:
+    """Take one optimizer step per iteration, to the end of the schedule.
+
+    Between two iterations the caller may evaluate, save or change the mode of the method.
+
+    Raises:
+        NonFiniteError: Loss or gradient norm is NaN or infinite; the step was not taken.
+    """
+    while not training.done:
+        (outcome,) = take_step([training])
+        if isinstance(outcome, NonFiniteError):
+            raise outcome
+        yield outcome
+
+
+def take_step(trainings: Sequence[Training]) -> list[Progress | NonFiniteError]:
+    """Take one optimizer step of every training, all in one forward and backward pass of their backbone.
+
+    Returns:
+        What each step did, or why it was not taken; one that fails does not disturb the others.
+
+    Raises:
+        ConfigError: The trainings have different backbones; nothing was done.
+    """
+    backbone = trainings[0].method.backbone
+    if any(training.method.backbone is not backbone for training in trainings):
+        raise ConfigError("trainings that share a step got several backbones; load one and build all on it")
+    batches, segments, rates = [], [], []
+    for training in trainings:
+        if not training.method.training or not backbone.training:
+            training.method.train()  # the backbone under it may be in another mode
+        batches.append(training.stream.batch(training.step).to(backbone.device))
+        rates.append(training.schedule.apply(training.optimizer, training.step))
+        segments.append(training.method.segment(batches[-1], seed=training.dropout_seed()))
+    found = losses(backbone, segments)
+    values = torch.stack([loss.detach() for loss in found]).tolist()
+    _backward([loss for loss, value in zip(found, values, strict=True) if math.isfinite(value)])
+    outcomes: list[Progress | NonFiniteError] = []
+    for training, batch, value, rate in zip(trainings, batches, values, rates, strict=True):
+        try:
+            outcomes.append(training.update(batch, value, rate))
+        except NonFiniteError as error:
+            outcomes.append(error)
+    return outcomes
+
+
+def _backward(found: Sequence[Tensor]) -> None:
+    if found:
+        torch.autograd.backward(list(found))
 
 
 def _update(

@@ -2,13 +2,16 @@
 
 A run is a directory named by the digest of its config and of all content it reads. Executing the same run again goes
 on where it was, bit for bit, and once it has finished returns its report.
+
+Runs on one frozen backbone can be executed together: each is a generator that asks for a step of its training, and one
+forward pass takes the steps of all that ask.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +22,7 @@ from torch.optim import AdamW
 
 from attempt_ray.config import Config
 from attempt_ray.data.batching import BatchStream
-from attempt_ray.errors import BackboneError, ConfigError, NonFiniteError
+from attempt_ray.errors import AttemptError, BackboneError, ConfigError, NonFiniteError
 from attempt_ray.model.methods import Method
 from attempt_ray.training.checkpoint import (
     Checkpoint,
@@ -32,7 +35,7 @@ from attempt_ray.training.checkpoint import (
 from attempt_ray.training.directory import History, RunDirectory, run_name
 from attempt_ray.training.evaluation import Evaluation, evaluate
 from attempt_ray.training.ingredients import Ingredients, forget_backbone, gather
-from attempt_ray.training.loop import Progress, train
+from attempt_ray.training.loop import Progress, Training, take_step
 from attempt_ray.training.optimizer import (
     LinearSchedule,
     StepPlan,
@@ -92,7 +95,36 @@ def execute(config: Config, *, on_progress: OnProgress | None = None) -> RunResu
         NonFiniteError: Training met NaN or infinity; the last good state is kept in the run's directory.
         StorageError: The disk or store refused.
     """
-    return _execute(config, _train_and_select, rows="all", on_progress=on_progress)
+    (outcome,) = execute_together([config], on_progress=[on_progress or _silent])
+    return _raised(outcome)
+
+
+def execute_together(
+    configs: Sequence[Config], *, on_progress: Sequence[OnProgress] | None = None
+) -> list[RunResult | AttemptError]:
+    """Execute runs on one frozen backbone at once, their steps in shared forward passes.
+
+    Each run is what `execute` makes of it: its own directory, checkpoints, evaluations, end and errors. A run that
+    ends leaves the others to go on, and so does one that fails.
+
+    Args:
+        configs: The runs. They agree on `backbone`, `device`, `training.dropout` and `training.threads`.
+        on_progress: For each run, what to call after each of its steps and on each of its events.
+
+    Returns:
+        The result of every run, or the error that ended it, in order.
+
+    Raises:
+        ConfigError: The runs cannot share a backbone; nothing was done.
+    """
+    _check_together(configs)
+    tellers = on_progress or [_silent] * len(configs)
+    runs = [
+        _executed(config, _train_and_select, rows="all", on_progress=tell)
+        for config, tell in zip(configs, tellers, strict=True)
+    ]
+    with _torch_settings(configs[0]):
+        return _driven(runs)
 
 
 def mixture_without_training(config: Config, *, on_progress: OnProgress | None = None) -> RunResult:
@@ -117,7 +149,10 @@ def mixture_without_training(config: Config, *, on_progress: OnProgress | None =
         )
     if config.attention.weights == "learned" and config.attention.prior is None:
         raise ConfigError("a mixture without training needs a G; name one in attention.prior")
-    return _execute(config, _keep_start, rows="test", on_progress=on_progress)
+    with _torch_settings(config):
+        run = _executed(config, _keep_start, rows="test", on_progress=on_progress or _silent)
+        (outcome,) = _driven([run])
+    return _raised(outcome)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,24 +196,81 @@ class _Totals:
     seconds: float = 0.0
 
 
-def _execute(
+_Asking = Generator[Training, Progress | NonFiniteError, _Learned]
+"""Training that asks for its steps one by one, and is sent what each did."""
+
+
+def _silent(_: Progress | Event) -> None:
+    """Watch without a word."""
+
+
+def _raised(outcome: RunResult | AttemptError) -> RunResult:
+    if isinstance(outcome, AttemptError):
+        raise outcome
+    return outcome
+
+
+def _check_together(configs: Sequence[Config]) -> None:
+    for config in configs[1:]:
+        for name, got, wanted in (
+            ("backbone", config.backbone, configs[0].backbone),
+            ("device", config.device, configs[0].device),
+            ("training.dropout", config.training.dropout, configs[0].training.dropout),
+            ("training.threads", config.training.threads, configs[0].training.threads),
+        ):
+            if got != wanted:
+                raise ConfigError(
+                    f"runs that share a backbone got {name} {wanted} and {got}; make them agree or run them apart"
+                )
+
+
+def _driven(
+    runs: Sequence[Generator[Training, Progress | NonFiniteError, RunResult]],
+) -> list[RunResult | AttemptError]:
+    """Take runs to their ends, the steps that they ask for at one time in one forward pass."""
+    outcomes: dict[int, RunResult | AttemptError] = {}
+    asked: dict[int, Training] = {}
+
+    def advance(place: int, told: Progress | NonFiniteError | None) -> None:
+        asked.pop(place, None)
+        try:
+            asked[place] = next(runs[place]) if told is None else runs[place].send(told)
+        except StopIteration as end:
+            outcomes[place] = end.value
+        except AttemptError as error:
+            outcomes[place] = error
+
+    try:
+        for place in range(len(runs)):
+            advance(place, None)
+        while asked:
+            places = list(asked)
+            for place, told in zip(places, take_step([asked[place] for place in places]), strict=True):
+                advance(place, told)
+    finally:
+        for run in runs:
+            run.close()
+    return [outcomes[place] for place in range(len(runs))]
+
+
+def _executed(
     config: Config,
-    learn: Callable[[_Run, _Totals], _Learned],
+    learn: Callable[[_Run, _Totals], _Asking],
     *,
     rows: Literal["all", "test"],
-    on_progress: OnProgress | None,
-) -> RunResult:
-    emit = on_progress or (lambda _: None)
-    with _torch_settings(config):
-        ingredients = gather(config, rows=rows)
-        method, digest = ingredients.build(), ingredients.digest()
-        directory = RunDirectory(Path(config.runs).expanduser() / run_name(config, digest))
-        run = _Run(ingredients=ingredients, method=method, digest=digest, directory=directory, emit=emit)
-        report = _finished(run)
-        if report is None:
-            with directory.leased(config):
-                report = _finished(run) or _completed(run, learn)
-        return RunResult(directory.path, report)
+    on_progress: OnProgress,
+) -> Generator[Training, Progress | NonFiniteError, RunResult]:
+    ingredients = gather(config, rows=rows)
+    method, digest = ingredients.build(), ingredients.digest()
+    directory = RunDirectory(Path(config.runs).expanduser() / run_name(config, digest))
+    run = _Run(ingredients=ingredients, method=method, digest=digest, directory=directory, emit=on_progress)
+    report = _finished(run)
+    if report is None:
+        with directory.leased(config):
+            report = _finished(run)
+            if report is None:
+                report = yield from _completed(run, learn)
+    return RunResult(directory.path, report)
 
 
 def _finished(run: _Run) -> dict[str, Any] | None:
@@ -203,11 +295,13 @@ def _finished(run: _Run) -> dict[str, Any] | None:
     return report
 
 
-def _completed(run: _Run, learn: Callable[[_Run, _Totals], _Learned]) -> dict[str, Any]:
+def _completed(
+    run: _Run, learn: Callable[[_Run, _Totals], _Asking]
+) -> Generator[Training, Progress | NonFiniteError, dict[str, Any]]:
     """Take the run to its end and return its report."""
     config, directory, started = run.config, run.directory, time.monotonic()
     totals = _Totals()
-    learned = learn(run, totals)
+    learned = yield from learn(run, totals)
     selection = learned.selection
     best_sha256 = directory.write_best(selection.tensors())
     finals, scores = _final_scores(run, selection)
@@ -246,8 +340,9 @@ def _completed(run: _Run, learn: Callable[[_Run, _Totals], _Learned]) -> dict[st
     return report
 
 
-def _keep_start(run: _Run, _totals: _Totals) -> _Learned:
+def _keep_start(run: _Run, _totals: _Totals) -> _Asking:
     """Keep the method as it starts."""
+    yield from ()
     selection = run.new_selection()
     state = run.method.trainable_state()
     names = run.config.tasks if selection.rule == "per_task" else (SHARED,)
@@ -256,7 +351,7 @@ def _keep_start(run: _Run, _totals: _Totals) -> _Learned:
     return _Learned(selection=selection, plan=plan, steps=0, tokens=0)
 
 
-def _train_and_select(run: _Run, totals: _Totals) -> _Learned:
+def _train_and_select(run: _Run, totals: _Totals) -> _Asking:
     """Train to the end of the budget, or until patience runs out, from wherever the run stands."""
     config, method = run.config, run.method
     stream = _stream(run.ingredients)
@@ -292,33 +387,35 @@ def _train_and_select(run: _Run, totals: _Totals) -> _Learned:
             ),
         )
 
-    steps = train(
-        method,
-        stream,
+    training = Training(
+        method=method,
+        stream=stream,
         optimizer=optimizer,
         schedule=LinearSchedule(plan.steps, plan.warmup_steps),
         seed=config.seed,
         max_grad_norm=config.training.max_grad_norm,
         absent_tasks=config.training.absent_tasks,
-        start_step=plan.steps if selection.stopped else totals.step,
+        step=totals.step,
     )
     every = -(-plan.steps // HISTORY_LINES)
     try:
-        for progress in steps:
+        while not (training.done or selection.stopped):
+            progress = yield training
+            if isinstance(progress, NonFiniteError):
+                raise progress
             totals.step = progress.step
             totals.tokens += progress.tokens
-            last = progress.step == plan.steps
-            if last or progress.step % every == 0:
+            if training.done or progress.step % every == 0:
                 seconds = seconds_before + time.monotonic() - started
                 history.add(_line(progress, tokens=totals.tokens, seconds=seconds))
             run.emit(progress)
-            if last or progress.step % plan.eval_steps == 0:
+            if training.done or progress.step % plan.eval_steps == 0:
                 _select(run, selection, history, step=progress.step)
-            if last or selection.stopped or progress.step % config.training.checkpoint_steps == 0:
+            ended = training.done or selection.stopped
+            if ended or progress.step % config.training.checkpoint_steps == 0:
                 save()
             if selection.stopped:
                 run.event("stopped", f"stopped early after {progress.step} steps", step=progress.step)
-                break
     except NonFiniteError as error:
         save()
         if selection.kept:

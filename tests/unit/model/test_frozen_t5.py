@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from attempt_ray.model.backbone import Backbone
-from attempt_ray.model.frozen_t5 import DecoderState, FrozenT5
+from attempt_ray.model.frozen_t5 import DecoderState, FrozenT5, WholeT5
 
 FAMILIES = ("t5", "t5-v1_1", "mt5")
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 6e-2}
@@ -39,6 +39,12 @@ def reference(model, embedded_BTH, mask_BT, ids_BCL):
     return torch.stack(columns, dim=1)
 
 
+def alone(frozen, embedded_BTH, mask_BT, ids_BCL):
+    """Logits of ours, of one segment."""
+    (logits_BCLV,) = frozen.decode(frozen.encode([embedded_BTH], [mask_BT]), [mask_BT], [ids_BCL])
+    return logits_BCLV
+
+
 @pytest.mark.parametrize("padded", [True, False])
 @pytest.mark.parametrize("targets", [3, 9], ids=["absorbed", "formed"])
 @pytest.mark.parametrize("dtype", TOLERANCE)
@@ -46,7 +52,7 @@ def test_logits_are_those_of_transformers(model, dtype, targets, padded):
     model = model.to(dtype).eval()
     frozen = FrozenT5(model)
     embedded_BTH, mask_BT, ids_BCL = inputs(model, padded=padded, targets=targets)
-    ours = frozen.decode(frozen.encode(embedded_BTH, mask_BT), mask_BT, ids_BCL)
+    ours = alone(frozen, embedded_BTH, mask_BT, ids_BCL)
     theirs = reference(model, embedded_BTH, mask_BT, ids_BCL)
     scale = theirs.abs().max().item()
     assert (ours - theirs).abs().max().item() <= TOLERANCE[dtype] * scale
@@ -58,7 +64,7 @@ def test_gradients_of_the_input_are_those_of_transformers(model, targets):
     embedded_BTH, mask_BT, ids_BCL = inputs(model, targets=targets)
     gradients = []
     for run in (
-        lambda given: frozen.decode(frozen.encode(given, mask_BT), mask_BT, ids_BCL),
+        lambda given: alone(frozen, given, mask_BT, ids_BCL),
         lambda given: reference(model, given, mask_BT, ids_BCL),
     ):
         given = embedded_BTH.clone().requires_grad_()
@@ -70,12 +76,46 @@ def test_gradients_of_the_input_are_those_of_transformers(model, targets):
 def test_steps_with_kept_keys_are_one_teacher_forced_pass(model):
     frozen = FrozenT5(model.eval())
     embedded_BTH, mask_BT, ids_BCL = inputs(model, targets=4)
-    encoded_BTH = frozen.encode(embedded_BTH, mask_BT)
-    whole_BLV = frozen.decode(encoded_BTH, mask_BT, ids_BCL[:, :1])[:, 0]
+    (encoded_BTH,) = frozen.encode([embedded_BTH], [mask_BT])
+    whole_BLV = frozen.decode([encoded_BTH], [mask_BT], [ids_BCL[:, :1]])[0][:, 0]
     state = DecoderState()
     for place in range(4):
         logits_BV = frozen.step(encoded_BTH, mask_BT, ids_BCL[:, 0, place], state)
         assert torch.allclose(logits_BV, whole_BLV[:, place], atol=1e-5 * whole_BLV.abs().max().item())
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("whole", [False, True], ids=["own", "transformers"])
+def test_a_segment_does_not_depend_on_its_neighbours(make_backbone, dropout, whole):
+    backbone = make_backbone()
+    backbone.set_dropout(dropout)
+    forward = (WholeT5 if whole else FrozenT5)(backbone.model.train())
+    embedded_BTH, mask_BT, ids_BCL = inputs(backbone.model)
+    segments = [
+        (embedded_BTH, mask_BT, ids_BCL),
+        (embedded_BTH[:2, :5], mask_BT[:2, :5], ids_BCL[:2, :1, :2]),
+        (embedded_BTH[2:, 3:9], mask_BT[:2, 3:9], ids_BCL[2:]),
+    ]
+    given, masks, ids = zip(*segments, strict=True)
+    seeds = [4, 5, 6]
+    global_state = torch.get_rng_state()
+    together = forward.decode(forward.encode(given, masks, seeds), masks, ids, seeds)
+    assert torch.equal(torch.get_rng_state(), global_state)
+    for index, logits_BCLV in enumerate(together):
+        one = slice(index, index + 1)
+        encoded = forward.encode(given[one], masks[one], seeds[one])
+        (expected_BCLV,) = forward.decode(encoded, masks[one], ids[one], seeds[one])
+        torch.testing.assert_close(logits_BCLV, expected_BCLV, rtol=1e-5, atol=1e-5)
+    again = forward.decode(forward.encode(given, masks, [7, 8, 9]), masks, ids, [7, 8, 9])
+    assert torch.equal(again[0], together[0]) == (dropout == 0)
+
+
+def test_dropout_without_a_seed_is_refused(make_backbone):
+    backbone = make_backbone()
+    backbone.set_dropout(0.3)
+    embedded_BTH, mask_BT, _ = inputs(backbone.model.train())
+    with pytest.raises(ValueError, match="a seed for every segment"):
+        FrozenT5(backbone.model).encode([embedded_BTH], [mask_BT])
 
 
 def test_dropout_falls_where_transformers_lets_it_fall(make_backbone):
@@ -85,8 +125,8 @@ def test_dropout_falls_where_transformers_lets_it_fall(make_backbone):
     model = backbone.model.train()
     frozen = FrozenT5(model)
     embedded_BTH, mask_BT, _ = inputs(model, padded=False)
+    ours = torch.stack([frozen.encode([embedded_BTH], [mask_BT], [seed])[0] for seed in range(3000)])
     torch.manual_seed(0)
-    ours = torch.stack([frozen.encode(embedded_BTH, mask_BT) for _ in range(3000)])
     theirs = torch.stack(
         [
             model.encoder(inputs_embeds=embedded_BTH, attention_mask=mask_BT).last_hidden_state

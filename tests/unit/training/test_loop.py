@@ -8,34 +8,44 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from attempt_ray.data.batching import Batch, BatchStream
-from attempt_ray.errors import NonFiniteError
-from attempt_ray.training.ingredients import gather
-from attempt_ray.training.loop import train
+from attempt_ray.errors import ConfigError, NonFiniteError
+from attempt_ray.training.ingredients import forget_backbone, gather
+from attempt_ray.training.loop import Progress, Training, take_step, train
 from attempt_ray.training.optimizer import LinearSchedule, build_optimizer
 
 
 @pytest.fixture
-def parts(make_config):
-    """Return a function that builds a method, its stream and a loop over both."""
+def training(make_config):
+    """Return a function that builds a training of six steps."""
 
-    def build(*, stream=None, start_step=0, state=None, **changes):
+    def build_training(*, stream=None, start_step=0, state=None, **changes):
         config = make_config(**changes)
         ingredients = gather(config)
         method = ingredients.build()
         if state is not None:
             method.load_trainable_state(state)
         stream = stream or BatchStream(ingredients.train, seed=1, rows=4)
-        steps = train(
-            method,
-            stream,
+        return Training(
+            method=method,
+            stream=stream,
             optimizer=build_optimizer(method, config.training),
             schedule=LinearSchedule(6, 2),
             seed=7,
             max_grad_norm=config.training.max_grad_norm,
             absent_tasks=config.training.absent_tasks,
-            start_step=start_step,
+            step=start_step,
         )
-        return method, stream, steps
+
+    return build_training
+
+
+@pytest.fixture
+def parts(training):
+    """Return a function that builds a method, its stream and a loop over both."""
+
+    def build(**given):
+        built = training(**given)
+        return built.method, built.stream, train(built)
 
     return build
 
@@ -77,15 +87,17 @@ def test_dropout_differs_from_step_to_step_and_with_the_seed(parts):
     losses = [
         next(
             train(
-                method,
-                Edited(stream, lambda step, _: batch),
-                optimizer=torch.optim.AdamW(
-                    [{"params": [method.prompts.prompts_NPH], "name": "p", "peak_lr": 0.0}]
-                ),
-                schedule=LinearSchedule(9, 0),
-                seed=seed,
-                max_grad_norm=1.0,
-                start_step=step,
+                Training(
+                    method=method,
+                    stream=Edited(stream, lambda step, _: batch),
+                    optimizer=torch.optim.AdamW(
+                        [{"params": [method.prompts.prompts_NPH], "name": "p", "peak_lr": 0.0}]
+                    ),
+                    schedule=LinearSchedule(9, 0),
+                    seed=seed,
+                    max_grad_norm=1.0,
+                    step=step,
+                )
             )
         ).loss
         for seed, step in ((1, 0), (1, 0), (1, 1), (2, 0))
@@ -166,3 +178,46 @@ def test_absent_task_is_moved_by_dense_adam_alone(parts, absent_tasks):
     after = method.prompt_tensors()
     assert not torch.equal(before["rte"], after["rte"])
     assert torch.equal(before["mrpc"], after["mrpc"]) == (absent_tasks == "lazy")
+
+
+UNLIKE = (
+    {"tasks": ["rte"], "training": {"prompt_learning_rate": 0.3}},
+    {"tasks": ["mrpc"], "method": "prompt_tuning", "seed": 5, "training": {"max_grad_norm": 1e-3}},
+    {"tasks": ["rte", "mrpc"], "attention": {"weights": "uniform"}},
+)
+
+
+def test_trainings_together_are_what_each_is_alone(training):
+    alone = []
+    for changes in UNLIKE:
+        built = training(**changes)
+        alone.append((list(train(built)), built.method.trainable_state()))
+    together = [training(**changes) for changes in UNLIKE]
+    steps = [take_step(together) for _ in range(6)]
+    for place, (progresses, state) in enumerate(alone):
+        seen = [step[place] for step in steps]
+        assert [one.tokens for one in seen] == [one.tokens for one in progresses]
+        assert [one.learning_rates for one in seen] == [one.learning_rates for one in progresses]
+        assert [one.loss for one in seen] == pytest.approx([one.loss for one in progresses], rel=1e-4)
+        for name, tensor in together[place].method.trainable_state().items():
+            torch.testing.assert_close(tensor, state[name], rtol=1e-3, atol=1e-4)
+
+
+def test_a_training_that_fails_leaves_the_others_alone(training):
+    sound, broken = training(), training(tasks=["mrpc"])
+    expected = list(train(training()))
+    with torch.no_grad():
+        broken.method.prompts.prompts_NPH.fill_(torch.nan)
+    for step in range(3):
+        done, failed = take_step([sound, broken])
+        assert isinstance(done, Progress)
+        assert isinstance(failed, NonFiniteError)
+        assert done.loss == pytest.approx(expected[step].loss, rel=1e-4)
+    assert (sound.step, broken.step) == (3, 0)
+
+
+def test_trainings_on_several_backbones_are_refused(training):
+    one = training()
+    forget_backbone()
+    with pytest.raises(ConfigError, match="several backbones"):
+        take_step([one, training()])

@@ -12,7 +12,7 @@ from attempt_ray.bank.store import Bank
 from attempt_ray.errors import BackboneError, ConfigError, IntegrityError, NonFiniteError
 from attempt_ray.training import run as module
 from attempt_ray.training.ingredients import gather
-from attempt_ray.training.run import Event, execute, mixture_without_training
+from attempt_ray.training.run import Event, execute, execute_together, mixture_without_training
 
 
 class EndedEarlyError(Exception):
@@ -200,18 +200,84 @@ def test_batches_hold_rows_for_every_task(make_config):
     assert many.report["steps"] == -(-(24 + 12) // 8)
 
 
+def poison(monkeypatch, *, task, step):
+    """Let the gradients of a task's training be NaN after some steps."""
+    original = module.take_step
+
+    def poisoned(trainings):
+        for training in trainings:
+            if training.step == step and training.method.tasks == (task,):
+                training.method.prompts.prompts_NPH.register_hook(lambda gradient: gradient * torch.nan)
+        return original(trainings)
+
+    monkeypatch.setattr(module, "take_step", poisoned)
+
+
+def numbers(result):
+    """All figures of a run's history, in order."""
+    return [value for line in history(result.directory) for value in line.values()]
+
+
+TOGETHER = (
+    {},
+    {"tasks": ["mrpc"], "seed": 3, "training": {"steps": 4, "prompt_learning_rate": 0.1}},
+    {"tasks": ["rte", "mrpc"], "attention": {"weights": "uniform"}},
+    {"method": "prompt_tuning", "training": {"patience": 1}},
+)
+
+
+def test_runs_together_are_what_each_is_alone(make_config):
+    configs = [make_config(**changes) for changes in TOGETHER]
+    alone = [execute(elsewhere(config, f"alone{place}")) for place, config in enumerate(configs)]
+    seen = [[] for _ in configs]
+    results = execute_together(configs, on_progress=[events.append for events in seen])
+    for result, expected, events in zip(results, alone, seen, strict=True):
+        assert result.report["steps"] == expected.report["steps"]
+        assert result.report["digest"] == expected.report["digest"]
+        assert numbers(result) == pytest.approx(numbers(expected), rel=1e-3, abs=1e-4)
+        assert kinds(events)[-2:] == ["published", "finished"]
+    again = execute_together(configs)
+    assert [result.report for result in again] == [result.report for result in results]
+
+
+def test_runs_together_go_on_where_they_were(make_config):
+    configs = [make_config(**changes) for changes in TOGETHER]
+    apart = elsewhere(configs[0], "whole")
+    whole = execute_together([config.updated(bank=apart.bank, runs=apart.runs) for config in configs])
+    with pytest.raises(EndedEarlyError):
+        execute_together(configs, on_progress=[interrupt_after(99), *[interrupt_after(3)] * 3])
+    events = []
+    results = execute_together(configs, on_progress=[events.append, *[lambda _: None] * 3])
+    assert "resumed" in kinds(events)
+    assert [outcome(result) for result in results] == [outcome(result) for result in whole]
+
+
+def test_a_run_that_fails_leaves_those_beside_it_alone(make_config, monkeypatch):
+    configs = [make_config(), make_config(tasks=["mrpc"]), make_config(tasks=["nothing"])]
+    expected = execute(elsewhere(configs[0], "alone"))
+    poison(monkeypatch, task="mrpc", step=3)
+    sound, diverged, wrong = execute_together(configs)
+    assert numbers(sound) == pytest.approx(numbers(expected), rel=1e-3, abs=1e-4)
+    assert isinstance(diverged, NonFiniteError)
+    assert isinstance(wrong, ConfigError)
+    assert len(Bank(configs[0].bank).list("target")) == 1
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"backbone": {"dtype": "bfloat16"}}, {"training": {"dropout": 0.25}}, {"training": {"threads": 2}}],
+    ids=str,
+)
+def test_runs_that_cannot_share_a_backbone_are_refused(make_config, changes):
+    config = make_config()
+    with pytest.raises(ConfigError, match="make them agree or run them apart"):
+        execute_together([config, make_config(**changes)])
+    assert not Path(config.runs).exists()
+
+
 def test_non_finite_training_keeps_the_last_good_state(make_config, monkeypatch):
     config = make_config(training={"checkpoint_steps": 100})
-    original, calls = module.train, []
-
-    def poisoned(method, stream, **settings):
-        for progress in original(method, stream, **settings):
-            calls.append(progress.step)
-            if progress.step == 3:
-                method.prompts.prompts_NPH.register_hook(lambda gradient: gradient * torch.nan)
-            yield progress
-
-    monkeypatch.setattr(module, "train", poisoned)
+    poison(monkeypatch, task="rte", step=3)
     with pytest.raises(NonFiniteError, match="the state after step 3 is kept in"):
         execute(config)
     (directory,) = Path(config.runs).iterdir()
