@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import AdamW
 
 from attempt_ray.data.batching import Batch
@@ -25,6 +25,9 @@ from attempt_ray.errors import ConfigError, NonFiniteError
 from attempt_ray.model.backbone import IGNORED
 from attempt_ray.model.methods import Method, losses
 from attempt_ray.training.optimizer import LinearSchedule, step_without
+
+MOST_TOKENS = {"cpu": 2048, "cuda": 65_536}
+"""Most tokens of a forward pass that several trainings share: what stays in a processor's caches, what fills a GPU."""
 
 
 class Stream(Protocol):
@@ -125,8 +128,15 @@ def train(training: Training) -> Iterator[Progress]:
         yield outcome
 
 
-def take_step(trainings: Sequence[Training]) -> list[Progress | NonFiniteError]:
-    """Take one optimizer step of every training, all in one forward and backward pass of their backbone.
+def take_step(
+    trainings: Sequence[Training], *, most_tokens: int | None = None
+) -> list[Progress | NonFiniteError]:
+    """Take one optimizer step of every training, in as few forward and backward passes as memory and caches like.
+
+    Args:
+        trainings: Trainings on one backbone.
+        most_tokens: Most tokens of one pass, prompts and padding counted; one training alone may exceed it. None is
+            what suits the device.
 
     Returns:
         What each step did, or why it was not taken; one that fails does not disturb the others.
@@ -137,16 +147,41 @@ def take_step(trainings: Sequence[Training]) -> list[Progress | NonFiniteError]:
     backbone = trainings[0].method.backbone
     if any(training.method.backbone is not backbone for training in trainings):
         raise ConfigError("trainings that share a step got several backbones; load one and build all on it")
-    batches, segments, rates = [], [], []
-    for training in trainings:
-        if not training.method.training or not backbone.training:
+    most_tokens = most_tokens or MOST_TOKENS[backbone.device.type]
+    outcomes: list[Progress | NonFiniteError] = []
+    batches = [training.stream.batch(training.step).to(backbone.device) for training in trainings]
+    start = 0
+    while start < len(trainings):
+        end, tokens = start + 1, _tokens(trainings[start], batches[start])
+        while end < len(trainings):
+            tokens += _tokens(trainings[end], batches[end])
+            if tokens > most_tokens:
+                break
+            end += 1
+        outcomes += _pass(trainings[start:end], batches[start:end])
+        start = end
+    return outcomes
+
+
+def _tokens(training: Training, batch: Batch) -> int:
+    prompts = training.method.prompts
+    rows, width = batch.input_ids_BT.shape
+    return rows * (width + (0 if prompts is None else prompts.prompts_NPH.shape[1]))
+
+
+def _pass(trainings: Sequence[Training], batches: Sequence[Batch]) -> list[Progress | NonFiniteError]:
+    backbone = trainings[0].method.backbone
+    segments, rates = [], []
+    for training, batch in zip(trainings, batches, strict=True):
+        if not (training.method.training and backbone.training):
             training.method.train()  # the backbone under it may be in another mode
-        batches.append(training.stream.batch(training.step).to(backbone.device))
         rates.append(training.schedule.apply(training.optimizer, training.step))
-        segments.append(training.method.segment(batches[-1], seed=training.dropout_seed()))
+        segments.append(training.method.segment(batch, seed=training.dropout_seed()))
     found = losses(backbone, segments)
     values = torch.stack([loss.detach() for loss in found]).tolist()
-    _backward([loss for loss, value in zip(found, values, strict=True) if math.isfinite(value)])
+    finite = [loss for loss, value in zip(found, values, strict=True) if math.isfinite(value)]
+    if finite:
+        torch.autograd.backward(finite)
     outcomes: list[Progress | NonFiniteError] = []
     for training, batch, value, rate in zip(trainings, batches, values, rates, strict=True):
         try:
@@ -154,11 +189,6 @@ def take_step(trainings: Sequence[Training]) -> list[Progress | NonFiniteError]:
         except NonFiniteError as error:
             outcomes.append(error)
     return outcomes
-
-
-def _backward(found: Sequence[Tensor]) -> None:
-    if found:
-        torch.autograd.backward(list(found))
 
 
 def _update(

@@ -187,13 +187,14 @@ UNLIKE = (
 )
 
 
-def test_trainings_together_are_what_each_is_alone(training):
+@pytest.mark.parametrize("most_tokens", [1, 100, 10_000])
+def test_trainings_together_are_what_each_is_alone(training, most_tokens):
     alone = []
     for changes in UNLIKE:
         built = training(**changes)
         alone.append((list(train(built)), built.method.trainable_state()))
     together = [training(**changes) for changes in UNLIKE]
-    steps = [take_step(together) for _ in range(6)]
+    steps = [take_step(together, most_tokens=most_tokens) for _ in range(6)]
     for place, (progresses, state) in enumerate(alone):
         seen = [step[place] for step in steps]
         assert [one.tokens for one in seen] == [one.tokens for one in progresses]
