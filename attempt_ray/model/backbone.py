@@ -78,7 +78,7 @@ class Segment:
     labels_BL: Tensor
     """Label ids, padded with -100."""
     seed: int | None = None
-    """Seed of its dropout; needed in training mode."""
+    """Seed of its dropout; None draws from the global generator."""
 
 
 class Backbone(nn.Module):
@@ -179,26 +179,46 @@ class Backbone(nn.Module):
 
     @torch.no_grad()
     def generate(
-        self, prompts_BPH: Tensor | None, embedded_BTH: Tensor, mask_BT: Tensor, *, max_new_tokens: int
+        self,
+        prompts_BPH: Tensor | None,
+        embedded_BTH: Tensor,
+        mask_BT: Tensor,
+        *,
+        max_new_tokens: int,
+        candidates_CL: Tensor | None = None,
     ) -> Tensor:
         """Return ids_BL: each row's greedy answer, its end token included, then padding.
 
         L is the longest answer of the batch, at most `max_new_tokens`. Call in eval mode.
+
+        Args:
+            prompts_BPH: Instance prompts; None for the plain input.
+            embedded_BTH: Token embeddings as `embed` returns them.
+            mask_BT: True on real tokens.
+            max_new_tokens: Longest answer.
+            candidates_CL: Likely answers as `encode_candidates` returns them, within `max_new_tokens`. One pass of the
+                decoder over all of them shows which rows answer greedily with one; only the others are decoded token
+                by token. The answers are the same.
         """
         encoded_BTH, mask_BT = self._encode(prompts_BPH, embedded_BTH, mask_BT)
-        eos_ids = torch.tensor(self._eos_ids, device=mask_BT.device)
-        last_B = torch.full((len(mask_BT),), self._start_id(), device=mask_BT.device)
-        open_B = torch.ones_like(last_B, dtype=torch.bool)
-        state = DecoderState()
-        answer: list[Tensor] = []
-        for _ in range(max_new_tokens):
-            logits_BV = self._forward().step(encoded_BTH, mask_BT, last_B, state)
-            last_B = logits_BV.argmax(dim=-1).where(open_B, self.pad_id)
-            answer.append(last_B)
-            open_B = open_B & ~torch.isin(last_B, eos_ids)
-            if not open_B.any():
-                break
-        return torch.stack(answer, dim=1)
+        if candidates_CL is None:
+            return self._greedy(encoded_BTH, mask_BT, max_new_tokens=max_new_tokens)
+        labels_CL = candidates_CL.to(mask_BT.device)
+        (logits_BCLV,) = self._decode_candidates(encoded_BTH, mask_BT, labels_CL)
+        # A candidate is the greedy answer where each of its tokens is the best after those before it.
+        followed_BC = ((logits_BCLV.argmax(dim=-1) == labels_CL) | (labels_CL == IGNORED)).all(dim=-1)
+        known_B = followed_BC.any(dim=-1)
+        answers_BL = labels_CL.where(labels_CL != IGNORED, self.pad_id)[followed_BC.int().argmax(dim=-1)]
+        if known_B.all():
+            return answers_BL
+        others_BL = self._greedy(encoded_BTH[~known_B], mask_BT[~known_B], max_new_tokens=max_new_tokens)
+        width = max(answers_BL.shape[1], others_BL.shape[1])
+        answers_BL, others_BL = (
+            nn.functional.pad(ids_BL, (0, width - ids_BL.shape[1]), value=self.pad_id)
+            for ids_BL in (answers_BL, others_BL)
+        )
+        answers_BL[~known_B] = others_BL
+        return answers_BL
 
     @torch.no_grad()
     def score_labels(
@@ -215,9 +235,9 @@ class Backbone(nn.Module):
             candidates_CL: Token ids of the candidates, padded with -100; see `encode_candidates`.
         """
         encoded_BTH, mask_BT = self._encode(prompts_BPH, embedded_BTH, mask_BT)
-        labels_BCL = candidates_CL.to(mask_BT.device).expand(len(mask_BT), -1, -1)
-        ids_CL = self.model.prepare_decoder_input_ids_from_labels(labels_BCL[0])
-        (logits_BCLV,) = self._forward().decode([encoded_BTH], [mask_BT], [ids_CL.expand_as(labels_BCL)])
+        labels_CL = candidates_CL.to(mask_BT.device)
+        (logits_BCLV,) = self._decode_candidates(encoded_BTH, mask_BT, labels_CL)
+        labels_BCL = labels_CL.expand(len(mask_BT), -1, -1)
         loss_NL = _cross_entropy(logits_BCLV.flatten(0, 1), labels_BCL.flatten(0, 1))
         return -loss_NL.sum(dim=-1).view(labels_BCL.shape[:2])
 
@@ -282,6 +302,27 @@ class Backbone(nn.Module):
         inputs_BTH, mask_BT = self._prepend(prompts_BPH, embedded_BTH, mask_BT)
         (encoded_BTH,) = self._forward().encode([inputs_BTH], [mask_BT])
         return encoded_BTH, mask_BT
+
+    def _greedy(self, encoded_BTH: Tensor, mask_BT: Tensor, *, max_new_tokens: int) -> Tensor:
+        """Return ids_BL as `generate` does, token by token."""
+        eos_ids = torch.tensor(self._eos_ids, device=mask_BT.device)
+        last_B = torch.full((len(mask_BT),), self._start_id(), device=mask_BT.device)
+        open_B = torch.ones_like(last_B, dtype=torch.bool)
+        state = DecoderState()
+        answer: list[Tensor] = []
+        for _ in range(max_new_tokens):
+            logits_BV = self._forward().step(encoded_BTH, mask_BT, last_B, state)
+            last_B = logits_BV.argmax(dim=-1).where(open_B, self.pad_id)
+            answer.append(last_B)
+            open_B = open_B & ~torch.isin(last_B, eos_ids)
+            if not open_B.any():
+                break
+        return torch.stack(answer, dim=1)
+
+    def _decode_candidates(self, encoded_BTH: Tensor, mask_BT: Tensor, labels_CL: Tensor) -> list[Tensor]:
+        """Return, in a list of one, logits_BCLV of every candidate's tokens after every row."""
+        ids_CL = self.model.prepare_decoder_input_ids_from_labels(labels_CL)
+        return self._forward().decode([encoded_BTH], [mask_BT], [ids_CL.expand(len(mask_BT), -1, -1)])
 
     def _forward(self) -> FrozenT5 | WholeT5:
         if self._pass is None:

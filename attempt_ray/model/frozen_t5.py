@@ -29,7 +29,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 T5 = T5ForConditionalGeneration | MT5ForConditionalGeneration
 Seeds = Sequence[int | None]
-"""Seed of each segment's dropout; None where a segment has none."""
+"""Seed of each segment's dropout; None draws from the global generator."""
 
 
 @dataclass
@@ -120,7 +120,7 @@ class FrozenT5:
         Args:
             inputs: Prompt and token embeddings [B, T, H] of every segment.
             masks: True on prompt and real tokens, [B, T].
-            seeds: Seeds of the segments' dropout; needed where the model is in training mode and drops out.
+            seeds: Seeds of the segments' dropout; None draws from the global generator.
         """
         shapes = [(len(inputs_BTH), inputs_BTH.shape[1]) for inputs_BTH in inputs]
         dropout = self._dropout(seeds, 0)
@@ -191,13 +191,12 @@ class FrozenT5:
         probability = float(model.encoder.dropout.p) if model.training else 0.0
         if not probability:
             return _NONE
-        known = [seed for seed in seeds or () if seed is not None]
-        if seeds is None or len(known) < len(seeds):
-            raise ValueError("a model that drops out needs a seed for every segment")
         device = model.shared.weight.device
-        return _Dropout(
-            probability, [torch.Generator(device).manual_seed(2 * seed + stream) for seed in known]
-        )
+        generators = [
+            None if seed is None else torch.Generator(device).manual_seed(2 * seed + stream)
+            for seed in seeds or ()
+        ]
+        return _Dropout(probability, generators)
 
 
 Shape = tuple[int, int]
@@ -210,7 +209,7 @@ class _Dropout:
     """Dropout that draws every segment's mask from a generator of its own, in the segment's own shape."""
 
     probability: float
-    generators: Sequence[torch.Generator]
+    generators: Sequence[torch.Generator | None]
 
     def flat(self, tensor_NH: Tensor, shapes: Sequence[Shape]) -> Tensor:
         """Drop from tokens of all segments."""
@@ -224,9 +223,8 @@ class _Dropout:
         if not self.probability:
             return tensor
         keep = 1 - self.probability
-        mask = torch.empty_like(tensor, requires_grad=False).bernoulli_(
-            keep, generator=self.generators[index]
-        )
+        generator = self.generators[index] if self.generators else None
+        mask = torch.empty_like(tensor, requires_grad=False).bernoulli_(keep, generator=generator)
         return tensor * mask.div_(keep)
 
 

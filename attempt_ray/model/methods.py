@@ -101,18 +101,24 @@ class Method(nn.Module, ABC):
 
         Args:
             batch: The rows.
-            seed: Seed of dropout; needed in training mode.
+            seed: Seed of dropout; None draws from the global generator.
         """
         (loss,) = losses(self.backbone, [self.segment(batch, seed=seed)])
         return loss
 
     @torch.no_grad()
-    def generate(self, batch: Batch, *, max_new_tokens: int) -> Generated:
-        """Return each row's greedy answer under its own task's prompt. Call in eval mode."""
+    def generate(
+        self, batch: Batch, *, max_new_tokens: int, candidates_CL: Tensor | None = None
+    ) -> Generated:
+        """Return each row's greedy answer under its own task's prompt; see `Backbone.generate`. Call in eval mode."""
         embedded_BTH = self.backbone.embed(batch.input_ids_BT)
         prompts_BPH, weights_BK = self.instance_prompts(embedded_BTH, batch.mask_BT, batch.task_B)
         ids_BL = self.backbone.generate(
-            prompts_BPH, embedded_BTH, batch.mask_BT, max_new_tokens=max_new_tokens
+            prompts_BPH,
+            embedded_BTH,
+            batch.mask_BT,
+            max_new_tokens=max_new_tokens,
+            candidates_CL=candidates_CL,
         )
         return Generated(ids_BL, weights_BK)
 

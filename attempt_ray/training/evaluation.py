@@ -89,7 +89,9 @@ def evaluate(method: Method, split: EncodedSplit, *, task_index: int, config: Co
                 logprob_BC, weights_BK = method.score_labels(on_device, candidates_CL)
                 answers = [labels[index] for index in logprob_BC.argmax(dim=-1).tolist()]
             else:
-                ids_BL, weights_BK = method.generate(on_device, max_new_tokens=max_new_tokens)
+                ids_BL, weights_BK = method.generate(
+                    on_device, max_new_tokens=max_new_tokens, candidates_CL=candidates_CL
+                )
                 answers = backbone.decode(ids_BL)
             for place, row in enumerate(batch.row_B.tolist()):
                 predictions[row] = answers[place]

@@ -74,6 +74,36 @@ def test_generation_stops_when_all_rows_have_ended(backbone, monkeypatch):
     assert answers.shape == (ROWS, 1)
 
 
+@pytest.mark.parametrize("known", [(), (0,), (0, 2), tuple(range(ROWS))], ids=str)
+def test_likely_answers_tried_first_do_not_change_greedy_ones(make_backbone, known, monkeypatch):
+    backbone = make_backbone("t5-v1_1")
+    ids_BT, mask_BT, prompts_BPH, _ = inputs()
+    given = (prompts_BPH * 3, backbone.embed(ids_BT), mask_BT)
+    greedy_BL = backbone.generate(*given, max_new_tokens=4)
+    assert len({tuple(row) for row in greedy_BL.tolist()}) > 1
+    candidates = [greedy_BL[row] for row in known] + [torch.tensor([7, 1])]
+    candidates_CL = torch.full((len(candidates), 4), -100)
+    for index, ids_L in enumerate(candidates):
+        real_L = ids_L[ids_L != backbone.pad_id]
+        candidates_CL[index, : len(real_L)] = real_L
+    stepped = []
+    greedy = backbone._greedy
+    monkeypatch.setattr(
+        backbone,
+        "_greedy",
+        lambda encoded, *rest, **more: stepped.append(len(encoded)) or greedy(encoded, *rest, **more),
+    )
+    found_BL = backbone.generate(*given, max_new_tokens=4, candidates_CL=candidates_CL)
+    width = max(found_BL.shape[1], greedy_BL.shape[1])
+    found_BL, greedy_BL = (
+        torch.nn.functional.pad(ids_BL, (0, width - ids_BL.shape[1]), value=backbone.pad_id)
+        for ids_BL in (found_BL, greedy_BL)
+    )
+    assert torch.equal(found_BL, greedy_BL)
+    alike = [row for row in range(ROWS) if any(torch.equal(greedy_BL[row], greedy_BL[one]) for one in known)]
+    assert sum(stepped) == ROWS - len(alike)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_label_scores_equal_the_loss_of_each_candidate_alone(make_backbone, family):
     backbone = make_backbone(family)

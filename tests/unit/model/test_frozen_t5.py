@@ -110,12 +110,16 @@ def test_a_segment_does_not_depend_on_its_neighbours(make_backbone, dropout, who
     assert torch.equal(again[0], together[0]) == (dropout == 0)
 
 
-def test_dropout_without_a_seed_is_refused(make_backbone):
+def test_dropout_without_a_seed_draws_from_the_global_generator(make_backbone):
     backbone = make_backbone()
     backbone.set_dropout(0.3)
     embedded_BTH, mask_BT, _ = inputs(backbone.model.train())
-    with pytest.raises(ValueError, match="a seed for every segment"):
-        FrozenT5(backbone.model).encode([embedded_BTH], [mask_BT])
+    frozen = FrozenT5(backbone.model)
+    torch.manual_seed(0)
+    first, second = (frozen.encode([embedded_BTH], [mask_BT])[0] for _ in range(2))
+    torch.manual_seed(0)
+    assert torch.equal(frozen.encode([embedded_BTH], [mask_BT])[0], first)
+    assert not torch.equal(first, second)
 
 
 def test_dropout_falls_where_transformers_lets_it_fall(make_backbone):
