@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from attempt_ray.config import AttentionConfig, Config, PromptConfig
+from attempt_ray.config import AttentionConfig, Config, PromptConfig, TrainingConfig
 from attempt_ray.errors import ConfigError, unknown_name
 from attempt_ray.orchestration.study import Job, Results
 from attempt_ray.tasks import Task, all_tasks, get_task
@@ -82,7 +82,7 @@ def source_jobs(config: Config) -> list[Job]:
                 prompt=_fresh_start(config),
                 attention=_UNREAD_ATTENTION,
                 data={"batch_rows": config.study.source_batch_rows or config.data.batch_rows},
-                training=_budget(config.study.source_steps),
+                training=_budget(config.study.source_steps) | _unread_rates(read=("prompt",)),
             ),
         )
         for source in config.attention.sources
@@ -102,7 +102,7 @@ def prior_jobs(config: Config, *, needs: Sequence[str] = ()) -> list[Job]:
                 tasks=tasks,
                 prompt=_fresh_start(config),
                 attention={"prior": None},
-                training=_budget(config.study.prior_steps),
+                training=_budget(config.study.prior_steps) | _unread_rates(read=("prompt", "attention")),
                 study={"prior_groups": prior_groups(config)},  # they tell the run its name in the bank
             ),
             needs=tuple(needs),
@@ -172,14 +172,22 @@ def target_config(config: Config, *, label: str, tasks: tuple[str, ...], seed: i
     run = config.updated(job="target", tasks=tasks, seed=seed)
     if label in MULTI or label == "attempt":
         return run.updated(
-            method="attempt", attention={"prior": config.attention.prior or _prior(config, tasks)}
+            method="attempt",
+            attention={"prior": config.attention.prior or _prior(config, tasks)},
+            training=_unread_rates(read=("prompt", "attention")),
         )
-    run = run.updated(method="prompt_tuning", attention=_UNREAD_ATTENTION)
-    match label:
-        case "finetune":
-            return run.updated(method="finetune", prompt=PromptConfig().model_dump())
-        case "spot":
-            return run.updated(prompt=_start_from(_parent(config, tasks), init="prompt"))
+    if label == "finetune":
+        return run.updated(
+            method="finetune",
+            prompt=PromptConfig().model_dump(),
+            attention=_UNREAD_ATTENTION,
+            training=_unread_rates(read=("backbone",)),
+        )
+    run = run.updated(
+        method="prompt_tuning", attention=_UNREAD_ATTENTION, training=_unread_rates(read=("prompt",))
+    )
+    if label == "spot":
+        return run.updated(prompt=_start_from(_parent(config, tasks), init="prompt"))
     return run
 
 
@@ -250,6 +258,12 @@ def _key(label: str, tasks: Sequence[str], seed: int) -> str:
 
 def _budget(steps: int | None) -> dict[str, Any]:
     return {} if steps is None else {"steps": steps}
+
+
+def _unread_rates(*, read: Sequence[str]) -> dict[str, Any]:
+    """Return the defaults of the learning rates that a method does not read."""
+    unread = [f"{part}_learning_rate" for part in ("prompt", "attention", "backbone") if part not in read]
+    return TrainingConfig().model_dump(include=set(unread))
 
 
 def _fresh_start(config: Config) -> dict[str, Any]:

@@ -171,3 +171,22 @@ def test_equal_studies_share_a_directory_wherever_they_are() -> None:
 def test_a_study_with_a_wrong_name_is_refused(changes: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message.replace("?", r"\?").replace(".", r"\.")):
         plan.check(parse([STUDY.model_dump(), changes]))
+
+
+@pytest.mark.parametrize(
+    ("rate", "moved"),
+    [
+        ("attention", {"prior", "attempt", "attempt_mt"}),
+        ("backbone", {"finetune"}),
+        ("prompt", {"source", "prior", "prompt_tuning", "spot", "attempt", "attempt_mt"}),
+    ],
+)
+def test_a_learning_rate_names_the_runs_that_read_it_alone(rate: str, moved: set[str]) -> None:
+    before = by_key(STUDY)
+    after = by_key(STUDY.updated(training={f"{rate}_learning_rate": 0.0123}))
+    differing = {
+        key.partition("/")[0]
+        for key, job in before.items()
+        if isinstance(job.config, Config) and job.config.digest() != config_of(after, key).digest()
+    }
+    assert differing == moved
