@@ -1,0 +1,325 @@
+"""Training speed of prompt tuning on a frozen T5, against PEFT, in one process on the same batches.
+
+Run by `make bench`. Contenders take turns batch by batch, so that what else the machine does falls on all alike; the
+figures are medians. Weights are random, text and vocabulary are real.
+
+- `ours`: this package, in the precision that it picks for the processor.
+- `ours_float32`: the same in float32.
+- `peft`: PEFT's PromptTuning as its guide for sequence-to-sequence models has it: float32, every input padded to 128
+  tokens, a plain loop of forward, backward and AdamW.
+- `peft_best`: PEFT with inputs padded to the batch's longest, in the precision that suits the processor, with the
+  faster of transformers' attentions here; batches are bucketed by length by us, for it as well.
+- `authors`: the recipe of ATTEMPT's authors: every input padded to 256, float32, transformers' forward.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+import transformers
+from peft import PromptTuningConfig, TaskType, get_peft_model
+from torch import Tensor
+from transformers import T5Config, T5ForConditionalGeneration, T5TokenizerFast
+
+from attempt_ray.config import DataConfig
+from attempt_ray.data.batching import Batch, BatchStream
+from attempt_ray.data.encoding import encode_splits
+from attempt_ray.model.backbone import Backbone, BackboneIdentity, tokenizer_sha256
+from attempt_ray.model.methods import PromptTuning
+from attempt_ray.model.precision import choose_precision
+from attempt_ray.model.soft_prompt import SoftPrompts, from_vocabulary
+from attempt_ray.reporting.costs import training_flops
+from attempt_ray.reporting.parameters import BACKBONES
+from attempt_ray.tasks import get_task
+from attempt_ray.training.loop import Training, take_step
+from attempt_ray.training.optimizer import BETAS, EPS, LinearSchedule
+
+TASKS = ("rte", "mrpc", "sst2", "qqp", "cola")
+PROMPT_LENGTH = 100
+LEARNING_RATE = 0.3
+DOCUMENTED_WIDTH = 128
+AUTHORS_WIDTH = 256
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+Step = Callable[[Batch], float]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--backbone", default="t5-small", choices=sorted(BACKBONES))
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--rows", type=int, default=16, help="rows of a batch")
+    parser.add_argument("--rounds", type=int, default=8, help="timed batches")
+    parser.add_argument("--curve-steps", type=int, default=50, help="steps of the loss curves; 0 draws none")
+    parser.add_argument("--curve-rows", type=int, default=4, help="rows of a batch of the loss curves")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
+    options = parser.parse_args()
+    if not (options.data / "hub").is_dir():
+        raise SystemExit(
+            f"no directory {options.data / 'hub'}; give the directory of the real rows with --data"
+        )
+    torch.set_num_threads(options.threads)
+    tokenizer = T5TokenizerFast.from_pretrained(options.data / "t5_tokenizer")
+    result = {
+        "what": "training steps of prompt tuning, 100 positions, real GLUE text, random weights",
+        "backbone": options.backbone,
+        "rows": options.rows,
+        "threads": options.threads,
+        "machine": machine(),
+        "gemm_gflops": {name: round(gemm_gflops(dtype), 1) for name, dtype in DTYPES.items()},
+        "speed": speed(options, tokenizer),
+    }
+    if options.curve_steps:
+        result["curves"] = curves(options, tokenizer)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps({key: value for key, value in result.items() if key != "curves"}, indent=1))
+
+
+def speed(options: argparse.Namespace, tokenizer: Any) -> dict[str, Any]:
+    """Return rows per second of each contender, and the share of the machine's matrix products that ours reaches."""
+    batches = stream(options, tokenizer, rows=options.rows)
+    shape = BACKBONES[options.backbone]
+    picked = choose_precision("auto", "cpu").dtype
+    attention = fastest_attention(options, tokenizer, batches.batch(0), DTYPES[picked])
+    contenders: dict[str, Step] = {
+        "ours_float32": ours(options, tokenizer, "float32"),
+        "peft": theirs(options, tokenizer, "float32", width=DOCUMENTED_WIDTH),
+        "peft_best": theirs(options, tokenizer, picked, attention=attention),
+        "authors": theirs(options, tokenizer, "float32", width=AUTHORS_WIDTH),
+    }
+    if picked != "float32":
+        contenders["ours"] = ours(options, tokenizer, picked)
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    flops: list[float] = []
+    for number in range(options.rounds + 1):
+        batch = batches.batch(number)
+        for name, step in contenders.items():
+            started = time.perf_counter()
+            step(batch)
+            if number:  # the first round warms up
+                seconds[name].append(time.perf_counter() - started)
+        if number:
+            flops.append(training_flops(shape, rows_of(batch)))
+    seconds.setdefault("ours", seconds["ours_float32"])
+    peak = gemm_gflops(DTYPES[picked])
+    return {
+        "precision": picked,
+        "attention_of_peft_best": attention,
+        "mean_tokens_with_prompt": round(
+            statistics.mean(
+                tokens
+                for number in range(1, options.rounds + 1)
+                for tokens, _ in rows_of(batches.batch(number))
+            ),
+            1,
+        ),
+        "rows_per_second": {
+            name: round(options.rows / statistics.median(spent), 3) for name, spent in seconds.items()
+        },
+        "times_as_fast": {
+            name: round(statistics.median(a / b for a, b in zip(spent, seconds["ours"], strict=True)), 2)
+            for name, spent in seconds.items()
+            if not name.startswith("ours")
+        },
+        "useful_share_of_matrix_peak": round(
+            statistics.median(
+                work / spent / 1e9 / peak for work, spent in zip(flops, seconds["ours"], strict=True)
+            ),
+            3,
+        ),
+        "n": options.rounds,
+    }
+
+
+def curves(options: argparse.Namespace, tokenizer: Any) -> dict[str, Any]:
+    """Return the losses of ours and PEFT's in float32 from one start on the same batches."""
+    batches = stream(options, tokenizer, rows=options.curve_rows)
+    pair = {
+        "ours_float32": ours(options, tokenizer, "float32"),
+        "peft": theirs(options, tokenizer, "float32", width=DOCUMENTED_WIDTH),
+    }
+    losses: dict[str, list[float]] = {name: [] for name in pair}
+    for number in range(options.curve_steps):
+        batch = batches.batch(number)
+        for name, step in pair.items():
+            losses[name].append(step(batch))
+    gaps = [abs(a - b) / abs(b) for a, b in zip(losses["ours_float32"], losses["peft"], strict=True)]
+    return {"rows": options.curve_rows, "greatest_relative_difference": max(gaps), "loss": losses}
+
+
+def stream(options: argparse.Namespace, tokenizer: Any, *, rows: int) -> BatchStream:
+    """Return batches of real training rows, bucketed by length, cut to the documented width."""
+    data = DataConfig(
+        origin="mirror",
+        root=str(options.data / "hub"),
+        max_source_tokens=DOCUMENTED_WIDTH,
+        max_train_rows=1000,
+        max_dev_rows=10,
+        max_test_rows=10,
+    )
+    digest = tokenizer_sha256(tokenizer)
+    splits = [encode_splits(get_task(name), data, tokenizer, tokenizer_digest=digest).train for name in TASKS]
+    return BatchStream(splits, seed=0, rows=rows)
+
+
+def rows_of(batch: Batch) -> list[tuple[int, int]]:
+    """Return tokens, prompt included, and target tokens of every row."""
+    tokens = batch.mask_BT.sum(dim=1) + PROMPT_LENGTH
+    return list(zip(tokens.tolist(), (batch.labels_BL >= 0).sum(dim=1).tolist(), strict=True))
+
+
+def ours(options: argparse.Namespace, tokenizer: Any, dtype: str) -> Step:
+    """Return a step of this package's prompt tuning."""
+    model = fresh_model(options.backbone).to(DTYPES[dtype])
+    identity = BackboneIdentity(
+        name=options.backbone,
+        revision=None,
+        weights_sha256="",
+        tokenizer_sha256="",
+        width=model.config.d_model,
+        vocabulary=model.config.vocab_size,
+    )
+    backbone = Backbone(model, tokenizer, identity)
+    method = PromptTuning(backbone, ["glue"], SoftPrompts(first_prompt(model)[None]))
+    groups = [{"params": list(method.prompts.parameters()), "name": "prompts", "peak_lr": LEARNING_RATE}]
+    training = Training(
+        method=method,
+        stream=_Given(),
+        optimizer=torch.optim.AdamW(groups, betas=BETAS, eps=EPS, weight_decay=0.0),
+        schedule=LinearSchedule(10**9, 0),
+        seed=0,
+        max_grad_norm=1e9,
+    )
+
+    def step(batch: Batch) -> float:
+        training.stream.given = batch
+        (progress,) = take_step([training])
+        return progress.loss
+
+    return step
+
+
+class _Given:
+    """A stream of the batch that it is given, all rows of one task."""
+
+    given: Batch
+
+    def batch(self, step: int) -> Batch:
+        one = self.given
+        return Batch(one.input_ids_BT, one.mask_BT, one.labels_BL, torch.zeros_like(one.task_B), one.row_B)
+
+
+def theirs(
+    options: argparse.Namespace,
+    tokenizer: Any,
+    dtype: str,
+    *,
+    width: int | None = None,
+    attention: str = "sdpa",
+) -> Step:
+    """Return a step of PEFT's prompt tuning, in the loop of its guide."""
+    base = fresh_model(options.backbone, attention=attention).to(DTYPES[dtype])
+    start = first_prompt(base)
+    config = PromptTuningConfig(
+        task_type=TaskType.SEQ_2_SEQ_LM, num_virtual_tokens=PROMPT_LENGTH, num_transformer_submodules=1
+    )
+    model = get_peft_model(base, config)
+    (prompt,) = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    with torch.no_grad():
+        prompt.data = start.clone()
+    optimizer = torch.optim.AdamW([prompt], lr=LEARNING_RATE, betas=BETAS, eps=EPS, weight_decay=0.0)
+    model.train()
+
+    def step(batch: Batch) -> float:
+        ids_BT, mask_BT = batch.input_ids_BT, batch.mask_BT
+        if width is not None:
+            pad = width - ids_BT.shape[1]
+            ids_BT = torch.nn.functional.pad(ids_BT, (0, pad), value=tokenizer.pad_token_id)
+            mask_BT = torch.nn.functional.pad(mask_BT, (0, pad))
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == "bfloat16"):
+            loss = model(input_ids=ids_BT, attention_mask=mask_BT.long(), labels=batch.labels_BL).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.item()
+
+    return step
+
+
+def fastest_attention(options: argparse.Namespace, tokenizer: Any, batch: Batch, dtype: torch.dtype) -> str:
+    """Return which of transformers' attentions takes a step sooner here."""
+    name = next(name for name, found in DTYPES.items() if found == dtype)
+    spent = {}
+    for attention in ("sdpa", "eager"):
+        step = theirs(options, tokenizer, name, attention=attention)
+        step(batch)
+        started = time.perf_counter()
+        step(batch)
+        spent[attention] = time.perf_counter() - started
+    return min(spent, key=spent.__getitem__)
+
+
+def fresh_model(backbone: str, *, attention: str = "sdpa") -> T5ForConditionalGeneration:
+    """Return a T5 of the shape with random weights, the same at every call, and no dropout."""
+    shape = BACKBONES[backbone]
+    torch.manual_seed(0)
+    config = T5Config(
+        vocab_size=shape.vocabulary,
+        d_model=shape.width,
+        d_kv=shape.head_width,
+        d_ff=shape.feed_forward,
+        num_layers=shape.encoder_layers,
+        num_heads=shape.heads,
+        dropout_rate=0.0,
+        decoder_start_token_id=0,
+    )
+    model = T5ForConditionalGeneration(config)
+    model.set_attn_implementation(attention)
+    return model.requires_grad_(False)
+
+
+def first_prompt(model: T5ForConditionalGeneration) -> Tensor:
+    """Return the prompt that every contender starts from."""
+    rows_VH = model.shared.weight.detach().float()
+    return from_vocabulary(rows_VH, PROMPT_LENGTH, top=5000, generator=torch.Generator().manual_seed(0))
+
+
+def gemm_gflops(dtype: torch.dtype, *, rows: int = 2048, width: int = 768, repeats: int = 8) -> float:
+    """Return the best rate of a matrix product here, in 10**9 operations a second."""
+    left, right = torch.randn(rows, width).to(dtype), torch.randn(width, width).to(dtype)
+    best = float("inf")
+    for _ in range(repeats):
+        started = time.perf_counter()
+        left @ right
+        best = min(best, time.perf_counter() - started)
+    return 2 * rows * width * width / best / 1e9
+
+
+def machine() -> dict[str, Any]:
+    """Return what the figures were measured on and with."""
+    facts = torch.cpu.get_capabilities()
+    flags: Sequence[str] = ("avx2", "avx512_f", "avx512_bf16", "amx_bf16")
+    return {
+        "processor": facts.get("cpu_name") or platform.processor(),
+        "flags": [flag for flag in flags if facts.get(flag)],
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "peft": peft.__version__,
+    }
+
+
+if __name__ == "__main__":
+    main()
