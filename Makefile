@@ -7,17 +7,20 @@ PYTHON ?= python3.11 python3 python
 TORCH ?= torch==2.13.0
 CONFIG ?= embedded
 UV ?= uv
+DATA ?= ../shared/data
+BACKBONE ?= t5-small
 
 BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check lock clean
+.PHONY: help install demo test bench check lock clean
 MAKEFLAGS += --no-print-directory
 
 help:
 	@echo "make demo    train, evaluate and explain prompts on the embedded tasks (offline, minutes)"
 	@echo "make test    run the tests"
+	@echo "make bench   measure training speed against PEFT (DATA=directory of real rows)"
 	@echo "make check   lint, format, types, import law, tests"
 	@echo "make lock    resolve requirements/dev.in into requirements/lock.txt"
 
@@ -46,6 +49,10 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	@$(BIN)/python -m pytest $(ARGS)
+
+bench: $(STAMP)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement requirements/bench.txt
+	@$(BIN)/python tests/benchmark/training.py --data $(DATA) --backbone $(BACKBONE) --out docs/benchmarks/training-$(BACKBONE).json
 
 check: $(STAMP)
 	$(BIN)/ruff check .

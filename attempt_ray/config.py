@@ -193,6 +193,8 @@ class EvaluationConfig(Section):
     """Longest generated answer of open tasks, in tokens; closed tasks use their longest label."""
     batch_rows: int = Field(default=128, ge=1)
     """Rows per evaluation batch."""
+    batch_tokens: int | None = Field(default=None, ge=1)
+    """Most input tokens per evaluation batch, padding counted; replaces `batch_rows`."""
 
 
 class StudyConfig(Section):
@@ -408,7 +410,7 @@ class PretrainConfig(Section):
 _CONVENIENCES = {
     "data": ("cache_dir",),
     "training": ("checkpoint_steps",),
-    "evaluation": ("batch_rows",),
+    "evaluation": ("batch_rows", "batch_tokens"),
 }
 
 

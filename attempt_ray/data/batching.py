@@ -14,6 +14,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -167,7 +168,13 @@ class BatchStream:
 
 
 def evaluation_batches(
-    split: EncodedSplit, *, rows: int, task_index: int, pad_id: int = 0, first: int | None = None
+    split: EncodedSplit,
+    *,
+    rows: int,
+    task_index: int,
+    tokens: int | None = None,
+    pad_id: int = 0,
+    first: int | None = None,
 ) -> Iterator[Batch]:
     """Yield every row of a split once, longest first, so that memory runs out at the start or not at all.
 
@@ -175,12 +182,16 @@ def evaluation_batches(
         split: The split.
         rows: Rows per batch.
         task_index: Index of its task in the run's task list.
+        tokens: Most input tokens per batch, padding counted; replaces `rows`. A row that alone exceeds it makes a batch
+            of one.
         pad_id: Token id of padding.
         first: Leave out all rows but the split's first so many.
     """
     order = np.argsort(-split.lengths[:first], kind="stable")
-    for start in range(0, len(order), rows):
-        chosen = order[start : start + rows]
+    widths = padded_widths(split.lengths[order])
+    cuts = _cuts_by_rows(len(order), rows) if tokens is None else _cuts(widths, tokens)
+    for start, end in pairwise(cuts):
+        chosen = order[start:end]
         yield _collated({task_index: split}, np.full(len(chosen), task_index), chosen, pad_id=pad_id)
 
 

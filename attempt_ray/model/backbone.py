@@ -330,7 +330,7 @@ class Backbone(nn.Module):
         return self._pass
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        self._pass = None  # it holds copies of weights that are about to move
+        self._pass = None  # it holds weights that are about to be replaced
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 

@@ -100,7 +100,8 @@ class WholeT5:
 class FrozenT5:
     """Encoder and decoder of a frozen model. Gradients flow to the encoder's input alone.
 
-    Fused weights are copies, so weights that move afterwards are not seen; full fine-tuning runs the model itself.
+    The model's query, key and value weights become views of fused ones. Weights that are replaced afterwards, as by a move
+    to another device, are not seen.
     """
 
     def __init__(self, model: T5) -> None:
@@ -256,7 +257,10 @@ class _SelfAttention:
     def __init__(self, layer: Any, config: Any) -> None:
         attention = layer.SelfAttention
         self._norm, self._out = layer.layer_norm, attention.o.weight
-        self._qkv = torch.cat([attention.q.weight, attention.k.weight, attention.v.weight]).detach()
+        parts = (attention.q.weight, attention.k.weight, attention.v.weight)
+        self._qkv = torch.cat([part.detach() for part in parts])
+        for part, fused in zip(parts, self._qkv.chunk(3), strict=True):
+            part.data = fused  # one copy of the weights, whoever reads them
         self._heads, self._head_width = config.num_heads, config.d_kv
 
     def __call__(

@@ -82,7 +82,11 @@ def evaluate(method: Method, split: EncodedSplit, *, task_index: int, config: Co
     weights_NK: list[Tensor] = [torch.empty(0)] * len(split)
     with _evaluating(method):
         for batch in evaluation_batches(
-            split, rows=config.evaluation.batch_rows, task_index=task_index, pad_id=backbone.pad_id
+            split,
+            rows=config.evaluation.batch_rows,
+            tokens=config.evaluation.batch_tokens,
+            task_index=task_index,
+            pad_id=backbone.pad_id,
         ):
             on_device = batch.to(backbone.device)
             if config.evaluation.decode == "labels" and candidates_CL is not None:

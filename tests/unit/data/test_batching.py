@@ -202,6 +202,14 @@ def test_evaluation_sees_every_row_once_longest_first(make_split: Make) -> None:
     assert all(wide >= narrow for wide, narrow in pairwise(widths))
 
 
+@pytest.mark.parametrize("tokens", [1, 64, 10_000])
+def test_evaluation_batches_stay_within_their_tokens(make_split: Make, tokens: int) -> None:
+    batches = list(evaluation_batches(make_split("a", 45), rows=10, task_index=0, tokens=tokens))
+    assert sorted(row for batch in batches for row in batch.row_B.tolist()) == list(range(45))
+    assert all(len(batch) == 1 or batch.input_ids_BT.numel() <= tokens for batch in batches)
+    assert len(batches) == {1: 45, 10_000: 1}.get(tokens, len(batches))
+
+
 def test_a_batch_moves_whole(make_split: Make) -> None:
     batch = BatchStream([make_split("a", 9)], seed=1, rows=4).batch(0)
     assert _same(batch.to("cpu"), batch)

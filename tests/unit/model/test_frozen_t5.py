@@ -176,3 +176,13 @@ def test_a_moved_backbone_computes_with_the_moved_weights(make_backbone):
     after = backbone.loss(None, embedded_BTH.bfloat16(), mask_BT, ids_BCL[:, 0])
     assert torch.allclose(before, after, rtol=0.05, atol=0.2)
     assert not torch.equal(before, after)
+
+
+def test_fusing_keeps_one_copy_of_the_weights(make_backbone):
+    backbone = make_backbone()
+    before = backbone.fingerprint()
+    FrozenT5(backbone.model)
+    attention = backbone.model.encoder.block[0].layer[0].SelfAttention
+    storages = {part.weight.untyped_storage().data_ptr() for part in (attention.q, attention.k, attention.v)}
+    assert len(storages) == 1
+    assert backbone.fingerprint() == before
