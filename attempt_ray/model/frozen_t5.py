@@ -301,28 +301,31 @@ class _CrossAttention:
         return hidden_NH + dropout.flat(self._attention.o(_joined(found)), shapes)
 
     def _found(self, query_RLX: Tensor, read: _Read, dropout: _Dropout, index: int) -> Tensor:
-        encoded_BTH, bias_B11T = read.encoded_BTH, read.bias_B11T
-        num_rows, _, width = encoded_BTH.shape
-        # All candidates of a row ask in one product: Q = C * L.
-        query_BAQD = query_RLX.reshape(num_rows, -1, self._heads, self._head_width).transpose(1, 2)
-        key_ADH, value_ADH = (
-            part.weight.view(self._heads, self._head_width, width)
+        encoded_BTH, heads, head_width = read.encoded_BTH, self._heads, self._head_width
+        num_rows, num_tokens, width = encoded_BTH.shape
+        # All candidates of a row ask in one product: Q = C * L, M = B * Q.
+        query_MAD = query_RLX.reshape(-1, heads, head_width)
+        queries = len(query_MAD) // num_rows
+        if queries <= head_width // 2:
+            key_ADH, value_ADH = (
+                part.weight.view(heads, head_width, width) for part in (self._attention.k, self._attention.v)
+            )
+            asked_AMH = query_MAD.transpose(0, 1) @ key_ADH
+            asked_BZH = asked_AMH.view(heads, num_rows, queries, width).transpose(0, 1).flatten(1, 2)
+            scores_BZT = asked_BZH @ encoded_BTH.mT  # Z = A * Q
+            bias_B1T = None if read.bias_B11T is None else read.bias_B11T[:, 0]
+            weights_BZT = dropout.part(_softmax(scores_BZT, bias_B1T), index)
+            found_BAQH = (weights_BZT @ encoded_BTH).view(num_rows, heads, queries, width)
+            found_AMD = found_BAQH.transpose(0, 1).flatten(1, 2) @ value_ADH.mT
+            found_MX: Tensor = found_AMD.transpose(0, 1).flatten(1)
+            return found_MX
+        query_BAQD = query_MAD.view(num_rows, queries, heads, head_width).transpose(1, 2)
+        key_BATD, value_BATD = (
+            part(encoded_BTH).view(num_rows, num_tokens, heads, head_width).transpose(1, 2)
             for part in (self._attention.k, self._attention.v)
         )
-        queries = query_BAQD.shape[2]
-        if queries <= self._head_width // 2:
-            asked_BZH = (query_BAQD @ key_ADH).reshape(num_rows, -1, width)  # Z = A * Q
-            scores_BZT = asked_BZH @ encoded_BTH.mT
-            weights_BZT = _softmax(scores_BZT, None if bias_B11T is None else bias_B11T[:, 0])
-            weights_BZT = dropout.part(weights_BZT, index)
-            found_BAQH = (weights_BZT @ encoded_BTH).view(num_rows, self._heads, queries, width)
-            found_BAQD = found_BAQH @ value_ADH.mT
-        else:
-            key_BATD = encoded_BTH[:, None] @ key_ADH.mT
-            value_BATD = encoded_BTH[:, None] @ value_ADH.mT
-            found_BAQD = _attend(query_BAQD, key_BATD, value_BATD, bias_B11T, dropout, index)
-        found_NX: Tensor = found_BAQD.transpose(1, 2).reshape(query_RLX.shape[0] * query_RLX.shape[1], -1)
-        return found_NX
+        found_BAQD = _attend(query_BAQD, key_BATD, value_BATD, read.bias_B11T, dropout, index)
+        return found_BAQD.transpose(1, 2).reshape(len(query_MAD), -1)
 
 
 class _FeedForward:
