@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -331,7 +332,7 @@ class _CrossAttention:
 class _FeedForward:
     def __init__(self, layer: Any, config: Any) -> None:
         self._norm, self._dense = layer.layer_norm, layer.DenseReluDense
-        self._gated, self._activation = config.is_gated_act, ACT2FN[config.dense_act_fn]
+        self._gated, self._activation = config.is_gated_act, _activation(config.dense_act_fn)
 
     def __call__(self, hidden_NH: Tensor, shapes: Sequence[Shape], dropout: _Dropout) -> Tensor:
         dense = self._dense
@@ -341,6 +342,14 @@ class _FeedForward:
         else:
             inner_NF = self._activation(dense.wi(normed_NH))
         return hidden_NH + dropout.flat(dense.wo(dropout.flat(inner_NF, shapes)), shapes)
+
+
+def _activation(name: str) -> Callable[[Tensor], Tensor]:
+    # transformers spells this one out in eight operations, each of which keeps its result for the backward pass.
+    if name == "gelu_new":
+        return partial(F.gelu, approximate="tanh")
+    found: Callable[[Tensor], Tensor] = ACT2FN[name]
+    return found
 
 
 class _EncoderLayer:

@@ -1,12 +1,14 @@
-"""What a step costs, from a backbone's shape alone: the useful floating-point operations.
+"""What a training step on a frozen backbone costs, from its shape alone: floating-point operations and memory.
 
-Useful is what no exact method can do without: padding is not counted, nor the gradient of frozen weights, nor keys and
-values of the encoder's output where the decoder asks so few questions that they need not be formed.
+Useful operations are what no exact method can do without: padding is not counted, nor the gradient of frozen weights, nor keys and values
+of the encoder's output where the decoder asks so few questions that they need not be formed. Memory is that of
+`model.frozen_t5` without dropout: what its backward pass reads, and what a layer needs while it is computed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from attempt_ray.reporting.parameters import BackboneShape
 
@@ -40,3 +42,54 @@ def training_flops(shape: BackboneShape, rows: Iterable[tuple[int, int]]) -> flo
         rows: (tokens, targets) of every row, as in `forward_flops`.
     """
     return 2.0 * sum(forward_flops(shape, tokens=tokens, targets=targets) for tokens, targets in rows)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepMemory:
+    """Bytes that a training step takes at its peak, optimizer and prompts left out: they are megabytes."""
+
+    weights: int
+    """The frozen weights."""
+    activations: int
+    """What the forward pass keeps for the backward pass."""
+    output: int
+    """Logits over the vocabulary, their softmax and gradient."""
+    workspace: int
+    """What the widest layer's backward pass needs for itself."""
+
+    @property
+    def peak(self) -> int:
+        """Weights, activations and whichever is greater of output and workspace: they are not needed at one time."""
+        return self.weights + self.activations + max(self.output, self.workspace)
+
+
+def step_memory(
+    shape: BackboneShape, *, rows: int, tokens: int, targets: int, weight_bytes: int, padded: bool = True
+) -> StepMemory:
+    """Return the memory of a training step.
+
+    Args:
+        shape: The backbone.
+        rows: Rows of the batch.
+        tokens: Encoder input of a row, prompt and padding included.
+        targets: Target tokens of a row.
+        weight_bytes: Bytes of a number of the frozen weights: 4 in float32, 2 in bfloat16.
+        padded: Some rows are padded, so that each has a position bias of its own.
+    """
+    d, inner, heads = shape.width, shape.inner, shape.heads
+    inside = (3 if shape.gated else 1) * shape.feed_forward
+    read, written = rows * tokens, rows * targets
+    encoder = (2 * shape.encoder_layers + 1) * d + shape.encoder_layers * (4 * inner + inside)
+    decoder = (3 * shape.decoder_layers + 1) * d + shape.decoder_layers * (4 * inner + inside)
+    asked = shape.decoder_layers * heads * (d + tokens)
+    bias = (rows if padded else 1) * heads * tokens**2
+    # Attention keeps the logarithm of every softmax's sum in float32, a norm its row's scale.
+    scales = 4 * (shape.encoder_layers * (heads + 2) * read)
+    numbers = read * (encoder + d) + written * (decoder + asked) + bias
+    logits = written * shape.vocabulary
+    return StepMemory(
+        weights=shape.parameters(vocabulary=shape.vocabulary) * weight_bytes,
+        activations=numbers * weight_bytes + scales,
+        output=logits * (2 * weight_bytes + 3 * 4),
+        workspace=read * (2 * inside + 2 * d) * weight_bytes,
+    )

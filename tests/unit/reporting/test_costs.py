@@ -7,7 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import T5Config, T5ForConditionalGeneration
 
 from attempt_ray.model.frozen_t5 import FrozenT5
-from attempt_ray.reporting.costs import forward_flops, training_flops
+from attempt_ray.reporting.costs import forward_flops, step_memory, training_flops
 from attempt_ray.reporting.parameters import BACKBONES, BackboneShape
 
 
@@ -25,36 +25,43 @@ def test_a_row_costs_what_the_matrices_say(backbone, tokens):
     assert least < forward_flops(shape, tokens=tokens, targets=2) < 1.35 * least
 
 
-@pytest.mark.parametrize("gated", [False, True])
-@pytest.mark.parametrize("targets", [2, 40])
-def test_the_count_is_that_of_the_operations_done(gated, targets):
-    shape = BackboneShape(
+def small(*, gated: bool) -> BackboneShape:
+    return BackboneShape(
         name="small",
         width=32,
-        head_width=8,
+        head_width=24,
         heads=4,
-        feed_forward=64,
+        feed_forward=80,
         encoder_layers=3,
         decoder_layers=2,
         vocabulary=50,
         tokens=50,
         gated=gated,
     )
+
+
+def frozen_of(shape: BackboneShape) -> FrozenT5:
     model = T5ForConditionalGeneration(
         T5Config(
-            vocab_size=50,
-            d_model=32,
-            d_kv=8,
-            num_heads=4,
-            d_ff=64,
-            num_layers=3,
-            num_decoder_layers=2,
-            feed_forward_proj="gated-gelu" if gated else "relu",
+            vocab_size=shape.vocabulary,
+            d_model=shape.width,
+            d_kv=shape.head_width,
+            num_heads=shape.heads,
+            d_ff=shape.feed_forward,
+            num_layers=shape.encoder_layers,
+            num_decoder_layers=shape.decoder_layers,
+            feed_forward_proj="gated-gelu" if shape.gated else "relu",
             decoder_start_token_id=0,
         )
     ).eval()
-    model.requires_grad_(False)
-    frozen = FrozenT5(model)
+    return FrozenT5(model.requires_grad_(False))
+
+
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("targets", [2, 40])
+def test_the_count_is_that_of_the_operations_done(gated, targets):
+    shape = small(gated=gated)
+    frozen = frozen_of(shape)
     inputs_BTH = torch.randn(2, 20, 32, requires_grad=True)
     mask_BT = torch.ones(2, 20, dtype=torch.bool)
     ids_BCL = torch.randint(3, 50, (2, 1, targets))
@@ -63,3 +70,31 @@ def test_the_count_is_that_of_the_operations_done(gated, targets):
         frozen.decode(frozen.encode([inputs_BTH], [mask_BT]), [mask_BT], [ids_BCL])
     rows = [(20, targets)] * 2
     assert counter.get_total_flops() == pytest.approx(training_flops(shape, rows) / 2, rel=0.1)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize(("rows", "tokens", "targets"), [(3, 40, 2), (8, 100, 4), (1, 9, 1)])
+def test_activations_are_what_the_backward_pass_keeps(gated, rows, tokens, targets, padded):
+    shape = small(gated=gated)
+    frozen = frozen_of(shape)
+    inputs_BTH = torch.randn(rows, tokens, 32, requires_grad=True)
+    mask_BT = torch.ones(rows, tokens, dtype=torch.bool)
+    mask_BT[0, tokens - 1] = not padded
+    ids_BCL = torch.randint(3, 50, (rows, 1, targets))
+    weights = {weight.untyped_storage().data_ptr() for weight in frozen._model.parameters()}
+    kept = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = (storage.nbytes(), storage)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        logits = frozen.decode(frozen.encode([inputs_BTH], [mask_BT]), [mask_BT], [ids_BCL])
+    assert logits[0].requires_grad
+    found = step_memory(
+        shape, rows=rows, tokens=tokens, targets=targets, weight_bytes=4, padded=padded
+    ).activations
+    assert found == pytest.approx(sum(size for size, _ in kept.values()), rel=0.05)
