@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -54,6 +55,15 @@ Prompt = Annotated[
     str | None,
     typer.Option("--prompt", help="Prompt of the bank; default: target/<task>.", metavar="REFERENCE"),
 ]
+
+
+class Precision(StrEnum):
+    """Types of frozen weights."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
 ReferenceText = Annotated[
     str, typer.Argument(metavar="REFERENCE", help="kind/name, kind/name@v3 or kind/name@alias.")
 ]
@@ -217,6 +227,38 @@ def params(
 
         table = parameter_table(backbone, prompt_length=prompt_length, bottleneck=bottleneck, num_tasks=tasks)
         typer.echo(json.dumps(table.as_dict()) if as_json else render_markdown(table).rstrip())
+
+
+@app.command()
+def plan(
+    backbone: Annotated[
+        str, typer.Option("--backbone", help="t5-small to t5-11b, nano or a directory.")
+    ] = "t5-base",
+    rows: Annotated[int, typer.Option("--rows", help="Rows of a batch.")] = 16,
+    tokens: Annotated[int, typer.Option("--tokens", help="Input tokens of a row, prompt included.")] = 356,
+    targets: Annotated[int, typer.Option("--targets", help="Target tokens of a row.")] = 4,
+    dtype: Annotated[
+        Precision, typer.Option("--dtype", help="Type of the frozen weights.")
+    ] = Precision.bfloat16,
+    memory: Annotated[
+        float | None, typer.Option("--memory", help="GB at hand: how many rows fit?", metavar="GB")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tell the memory and work of a training step beforehand, from the backbone's shape alone."""
+    with one_line_errors():
+        from attempt_ray.reporting.costs import plan_step
+        from attempt_ray.reporting.parameters import backbone_shape
+
+        found = plan_step(
+            backbone_shape(backbone),
+            rows=rows,
+            tokens=tokens,
+            targets=targets,
+            weight_bytes=4 if dtype is Precision.float32 else 2,
+            limit=None if memory is None else memory * 1e9,
+        )
+        typer.echo(json.dumps(found.as_dict()) if as_json else found.describe())
 
 
 @app.command()

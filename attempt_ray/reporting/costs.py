@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
+from attempt_ray.errors import ConfigError
 from attempt_ray.reporting.parameters import BackboneShape
 
 
@@ -92,4 +94,99 @@ def step_memory(
         activations=numbers * weight_bytes + scales,
         output=logits * (2 * weight_bytes + 3 * 4),
         workspace=read * (2 * inside + 2 * d) * weight_bytes,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepPlan:
+    """What a batch on a backbone takes, before anything is loaded."""
+
+    shape: BackboneShape
+    rows: int
+    tokens: int
+    targets: int
+    weight_bytes: int
+    memory: StepMemory
+    flops: float
+    """Useful operations of one optimizer step."""
+    limit: float | None
+    """Memory at hand in bytes."""
+    most_rows: int | None
+    """Most rows of a batch within the limit; 0 where not even one fits."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the plan, JSON-able; memory in bytes."""
+        return {
+            "backbone": self.shape.name,
+            "rows": self.rows,
+            "tokens": self.tokens,
+            "targets": self.targets,
+            "weight_bytes": self.weight_bytes,
+            "bytes": {
+                "weights": self.memory.weights,
+                "activations": self.memory.activations,
+                "output": self.memory.output,
+                "workspace": self.memory.workspace,
+                "peak": self.memory.peak,
+            },
+            "tflop": self.flops / 1e12,
+            "most_rows": self.most_rows,
+        }
+
+    def describe(self) -> str:
+        """Return the plan in lines for people."""
+        memory, gb = self.memory, 1e9
+        lines = [
+            f"{self.shape.name}: a step of {self.rows:,} rows of {self.tokens:,} input tokens (prompt included) and "
+            f"{self.targets:,} target tokens",
+            f"  frozen weights   {memory.weights / gb:8.2f} GB, {self.weight_bytes} bytes each",
+            f"  activations      {memory.activations / gb:8.2f} GB",
+            f"  while computing  {max(memory.output, memory.workspace) / gb:8.2f} GB",
+            f"  peak             {memory.peak / gb:8.2f} GB",
+            f"  useful work      {self.flops / 1e12:8.2f} TFLOP",
+        ]
+        if self.limit is not None:
+            fits = f"at most {self.most_rows:,} rows fit" if self.most_rows else "not one row fits"
+            lines.append(f"  in {self.limit / gb:g} GB {fits}")
+        return "\n".join(lines)
+
+
+def plan_step(
+    shape: BackboneShape,
+    *,
+    rows: int,
+    tokens: int,
+    targets: int,
+    weight_bytes: int,
+    limit: float | None = None,
+) -> StepPlan:
+    """Return what a training step takes, and how many rows fit in `limit` bytes.
+
+    Raises:
+        ConfigError: A number is below 1.
+    """
+    for name, value in (("rows", rows), ("tokens", tokens), ("targets", targets)):
+        if value < 1:
+            raise ConfigError(f"{name}: got {value}; wanted 1 or more")
+    if limit is not None and limit <= 0:
+        raise ConfigError(f"memory: got {limit / 1e9:g} GB; wanted more than 0")
+
+    def memory(count: int) -> StepMemory:
+        return step_memory(shape, rows=count, tokens=tokens, targets=targets, weight_bytes=weight_bytes)
+
+    most = None
+    if limit is not None:
+        # Activations, output and workspace grow with the rows alone.
+        one, room = memory(1), limit - memory(1).weights
+        most = max(0, int(room // (one.peak - one.weights)))
+    return StepPlan(
+        shape=shape,
+        rows=rows,
+        tokens=tokens,
+        targets=targets,
+        weight_bytes=weight_bytes,
+        memory=memory(rows),
+        flops=training_flops(shape, [(tokens, targets)] * rows),
+        limit=limit,
+        most_rows=most,
     )

@@ -202,7 +202,7 @@ def parameter_table(
     ):
         if value < 1:
             raise ConfigError(f"{name}: got {value}; wanted 1 or more")
-    shapes = tuple(BACKBONES.values()) if backbone is None else (_shape(backbone),)
+    shapes = tuple(BACKBONES.values()) if backbone is None else (backbone_shape(backbone),)
     return ParameterTable(
         prompt_length=prompt_length,
         bottleneck=bottleneck,
@@ -271,7 +271,16 @@ def _counts(shape: BackboneShape, *, m: int, r: int, tasks: int) -> tuple[Count,
     return tuple(found)
 
 
-def _shape(backbone: str) -> BackboneShape:
+def backbone_shape(backbone: str) -> BackboneShape:
+    """Return a shape by name.
+
+    Args:
+        backbone: ``t5-small`` to ``t5-11b`` (an organisation before it is allowed), ``nano``, or a directory with a
+            ``config.json`` of the T5 family.
+
+    Raises:
+        ConfigError: The backbone is not known, or the file does not describe one.
+    """
     directory = Path(_package_file).parent / "backbones" / "nano" if backbone == "nano" else Path(backbone)
     if backbone == "nano" or (directory / "config.json").is_file():
         return _read_shape(backbone, directory / "config.json")

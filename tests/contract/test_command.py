@@ -50,7 +50,9 @@ def test_help_imports_nothing_heavy() -> None:
     assert loaded & HEAVY == set()
 
 
-@pytest.mark.parametrize("look", [["params", "--backbone", "t5-base"], ["tasks"], ["bank", "list"]])
+@pytest.mark.parametrize(
+    "look", [["params", "--backbone", "t5-base"], ["plan", "--memory", "24"], ["tasks"], ["bank", "list"]]
+)
 def test_a_look_imports_neither_torch_nor_ray(look: list[str], tmp_path: Path) -> None:
     code = f"import sys; sys.argv = ['attempt', *{look!r}]\nfrom jobs.cli import main\ntry: main()\nexcept SystemExit: pass\n"
     code += "print(sorted({'torch', 'ray', 'transformers', 'datasets'} & set(sys.modules)))"
@@ -87,6 +89,9 @@ def test_every_job_has_the_same_two_flags(job: str) -> None:
         (["train-sources", "--set", "attention.sources=[mnlli]"], "no task 'mnlli'; did you mean 'mnli'?"),
         (["tasks", "rtee"], "no task 'rtee'; did you mean 'rte'?"),
         (["params", "--backbone", "t5-bse"], "no backbone 't5-bse'; did you mean 't5-base'?"),
+        (["plan", "--backbone", "t5-bse"], "no backbone 't5-bse'; did you mean 't5-base'?"),
+        (["plan", "--rows", "0"], "rows: got 0; wanted 1 or more"),
+        (["plan", "--memory", "-1"], "memory: got -1 GB; wanted more than 0"),
         (["bank", "show", "target/../x"], "got the name '../x'"),
         (["bank", "promote", "target/rte"], "no prompt 'target/rte'"),
         (["runs", "list"], "no directory runs"),

@@ -7,7 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import T5Config, T5ForConditionalGeneration
 
 from attempt_ray.model.frozen_t5 import FrozenT5
-from attempt_ray.reporting.costs import forward_flops, step_memory, training_flops
+from attempt_ray.reporting.costs import forward_flops, plan_step, step_memory, training_flops
 from attempt_ray.reporting.parameters import BACKBONES, BackboneShape
 
 
@@ -98,3 +98,22 @@ def test_activations_are_what_the_backward_pass_keeps(gated, rows, tokens, targe
         shape, rows=rows, tokens=tokens, targets=targets, weight_bytes=4, padded=padded
     ).activations
     assert found == pytest.approx(sum(size for size, _ in kept.values()), rel=0.05)
+
+
+def test_the_papers_card_takes_sixteen_rows_of_t5_3b():
+    plan = plan_step(BACKBONES["t5-3b"], rows=16, tokens=356, targets=4, weight_bytes=2, limit=24e9)
+    assert plan.memory.peak < 24e9
+    assert plan.most_rows >= 16
+    fits, too_many = (
+        plan_step(plan.shape, rows=plan.most_rows + more, tokens=356, targets=4, weight_bytes=2).memory.peak
+        for more in (0, 1)
+    )
+    assert fits <= 24e9 < too_many
+    assert "rows fit" in plan.describe()
+    assert plan.as_dict()["bytes"]["peak"] == plan.memory.peak
+
+
+def test_a_card_too_small_takes_none():
+    plan = plan_step(BACKBONES["t5-3b"], rows=1, tokens=356, targets=4, weight_bytes=4, limit=8e9)
+    assert plan.most_rows == 0
+    assert "not one row fits" in plan.describe()
