@@ -26,8 +26,10 @@ from attempt_ray.model.backbone import IGNORED
 from attempt_ray.model.methods import Method, losses
 from attempt_ray.training.optimizer import LinearSchedule, step_without
 
-MOST_TOKENS = {"cpu": 2048, "cuda": 65_536}
-"""Most tokens of a forward pass that several trainings share: what stays in a processor's caches, what fills a GPU."""
+MOST_TOKENS_CPU = 2048
+"""Most tokens of a forward pass that several trainings share on a processor: they stay in its caches."""
+MOST_TOKENS_GPU = 65_536
+"""The same on a GPU, which they fill."""
 
 
 class Stream(Protocol):
@@ -147,7 +149,8 @@ def take_step(
     backbone = trainings[0].method.backbone
     if any(training.method.backbone is not backbone for training in trainings):
         raise ConfigError("trainings that share a step got several backbones; load one and build all on it")
-    most_tokens = most_tokens or MOST_TOKENS[backbone.device.type]
+    if most_tokens is None:
+        most_tokens = MOST_TOKENS_CPU if backbone.device.type == "cpu" else MOST_TOKENS_GPU
     outcomes: list[Progress | NonFiniteError] = []
     batches = [training.stream.batch(training.step).to(backbone.device) for training in trainings]
     start = 0
