@@ -108,7 +108,8 @@ def execute_together(
     ends leaves the others to go on, and so does one that fails.
 
     Args:
-        configs: The runs. They agree on `backbone`, `device`, `training.dropout` and `training.threads`.
+        configs: The runs. They agree on `backbone`, `device`, `training.dropout` and `training.threads`, and none is
+            full fine-tuning, unless it is the only one.
         on_progress: For each run, what to call after each of its steps and on each of its events.
 
     Returns:
@@ -211,6 +212,10 @@ def _raised(outcome: RunResult | AttemptError) -> RunResult:
 
 
 def _check_together(configs: Sequence[Config]) -> None:
+    if not configs:
+        raise ConfigError("got no run to execute; give at least one config")
+    if len(configs) > 1 and any(config.method == "finetune" for config in configs):
+        raise ConfigError("full fine-tuning moves the backbone, which no other run can share; run it apart")
     for config in configs[1:]:
         for name, got, wanted in (
             ("backbone", config.backbone, configs[0].backbone),

@@ -275,6 +275,13 @@ def test_runs_that_cannot_share_a_backbone_are_refused(make_config, changes):
     assert not Path(config.runs).exists()
 
 
+def test_fine_tuning_shares_its_backbone_with_no_run(make_config):
+    with pytest.raises(ConfigError, match="run it apart"):
+        execute_together([make_config(), make_config(method="finetune")])
+    with pytest.raises(ConfigError, match="got no run"):
+        execute_together([])
+
+
 def test_non_finite_training_keeps_the_last_good_state(make_config, monkeypatch):
     config = make_config(training={"checkpoint_steps": 100})
     poison(monkeypatch, task="rte", step=3)
