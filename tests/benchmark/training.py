@@ -26,6 +26,7 @@ from typing import Any
 import peft
 import torch
 import transformers
+from matplotlib.figure import Figure
 from peft import PromptTuningConfig, TaskType, get_peft_model
 from torch import Tensor
 from transformers import T5Config, T5ForConditionalGeneration, T5TokenizerFast
@@ -45,7 +46,7 @@ from attempt_ray.training.optimizer import BETAS, EPS, LinearSchedule
 
 TASKS = ("rte", "mrpc", "sst2", "qqp", "cola")
 PROMPT_LENGTH = 100
-LEARNING_RATE = 0.3
+LEARNING_RATE = 3e-2  # that of the guide
 DOCUMENTED_WIDTH = 128
 AUTHORS_WIDTH = 256
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -85,6 +86,7 @@ def main() -> None:
         result["curves"] = curves(options, tokenizer)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(result, indent=1) + "\n")
+    chart(result, options.out.with_suffix(".png"))
     print(json.dumps({key: value for key, value in result.items() if key != "curves"}, indent=1))
 
 
@@ -158,6 +160,23 @@ def curves(options: argparse.Namespace, tokenizer: Any) -> dict[str, Any]:
             losses[name].append(step(batch))
     gaps = [abs(a - b) / abs(b) for a, b in zip(losses["ours_float32"], losses["peft"], strict=True)]
     return {"rows": options.curve_rows, "greatest_relative_difference": max(gaps), "loss": losses}
+
+
+def chart(result: dict[str, Any], path: Path) -> None:
+    """Draw rows per second, and the loss curves on top of each other."""
+    rates = result["speed"]["rows_per_second"]
+    names = [name for name in ("ours", "ours_float32", "peft_best", "peft", "authors") if name in rates]
+    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    bars, lines = figure.subplots(1, 2)
+    bars.barh(names[::-1], [rates[name] for name in names[::-1]], color="0.6")
+    bars.set_xlabel(f"rows per second, {result['backbone']}, {result['threads']} thread(s)")
+    for name, losses in result.get("curves", {}).get("loss", {}).items():
+        style = {"peft": {"linewidth": 4, "alpha": 0.4}}.get(name, {"linewidth": 1, "color": "black"})
+        lines.plot(range(1, len(losses) + 1), losses, label=name, **style)
+    lines.set_xlabel("step")
+    lines.set_ylabel("loss in nats, float32")
+    lines.legend()
+    figure.savefig(path, dpi=120)
 
 
 def stream(options: argparse.Namespace, tokenizer: Any, *, rows: int) -> BatchStream:
