@@ -41,6 +41,12 @@ class BackboneConfig(Section):
     """Type of the frozen weights; `auto` is bfloat16 where the device has it natively. Authors' code: fp32."""
     forward: Literal["own", "transformers"] = "own"
     """Who computes a frozen backbone: our pass without needless work, or transformers; equal up to rounding."""
+    recompute: bool = False
+    """Keep each encoder layer's input alone and compute the layer again in the backward pass: less memory, more time."""
+    attention: Literal["auto", "fused", "plain"] = "auto"
+    """Kernel of attention: torch's fused one, plain products, or `auto`: fused, and on a GPU the fastest by shape."""
+    compile: Literal["off", "default", "reduce-overhead", "max-autotune"] = "off"
+    """Mode of torch.compile, for GPUs; the last two replay CUDA graphs. On a processor it is slower than `off`."""
 
 
 class DataConfig(Section):
@@ -288,7 +294,8 @@ class Config(Section):
     def digest(self, **facts: str) -> str:
         """Return the 12 hex digits that name the run: equal digests compute equal results.
 
-        Places and conveniences (`bank`, `runs`, `cluster`, `study`, cache, checkpoint interval, evaluation batch)
+        Places and conveniences (`bank`, `runs`, `cluster`, `study`, cache, recomputation, checkpoint interval,
+        evaluation batch)
         do not enter.
 
         Args:
@@ -408,6 +415,7 @@ class PretrainConfig(Section):
 
 
 _CONVENIENCES = {
+    "backbone": ("recompute",),
     "data": ("cache_dir",),
     "training": ("checkpoint_steps",),
     "evaluation": ("batch_rows", "batch_tokens"),

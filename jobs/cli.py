@@ -243,6 +243,9 @@ def plan(
     memory: Annotated[
         float | None, typer.Option("--memory", help="GB at hand: how many rows fit?", metavar="GB")
     ] = None,
+    recompute: Annotated[
+        bool, typer.Option("--recompute", help="Layers computed again, as with backbone.recompute=true.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Tell the memory and work of a training step beforehand, from the backbone's shape alone."""
@@ -256,6 +259,7 @@ def plan(
             tokens=tokens,
             targets=targets,
             weight_bytes=4 if dtype is Precision.float32 else 2,
+            recompute=recompute,
             limit=None if memory is None else memory * 1e9,
         )
         typer.echo(json.dumps(found.as_dict()) if as_json else found.describe())

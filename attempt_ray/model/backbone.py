@@ -24,7 +24,7 @@ from transformers import (
 
 from attempt_ray.config import BackboneConfig
 from attempt_ray.errors import BackboneError, unknown_name
-from attempt_ray.model.frozen_t5 import DecoderState, FrozenT5, WholeT5
+from attempt_ray.model.frozen_t5 import DecoderState, FrozenT5, PassOptions, WholeT5
 from attempt_ray.model.precision import choose_precision
 
 IGNORED = -100
@@ -101,6 +101,7 @@ class Backbone(nn.Module):
         identity: BackboneIdentity,
         *,
         forward: Literal["own", "transformers"] = "own",
+        options: PassOptions | None = None,
     ) -> None:
         super().__init__()
         self.model = model
@@ -111,7 +112,7 @@ class Backbone(nn.Module):
         self._eos_ids = _eos_ids(model)
         self._own_dropout = {name: p for name, _, p in _dropouts(model)}
         self.model.requires_grad_(False)
-        self._forward_by = forward
+        self._forward_by, self._options = forward, options or PassOptions()
         self._pass: FrozenT5 | WholeT5 | None = None
         self.eval()
 
@@ -326,7 +327,10 @@ class Backbone(nn.Module):
 
     def _forward(self) -> FrozenT5 | WholeT5:
         if self._pass is None:
-            self._pass = FrozenT5(self.model) if self._forward_by == "own" else WholeT5(self.model)
+            if self._forward_by == "own":
+                self._pass = FrozenT5(self.model, self._options)
+            else:
+                self._pass = WholeT5(self.model, recompute=self._options.recompute)
         return self._pass
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
@@ -375,7 +379,8 @@ def load_backbone(config: BackboneConfig, device: str | torch.device = "cpu") ->
         vocabulary=model.shared.weight.shape[0],
     )
     model = model.to(device=device, dtype=_DTYPES[choose_precision(config.dtype, device).dtype])
-    return Backbone(model, tokenizer, identity, forward=config.forward)
+    options = PassOptions(recompute=config.recompute, attention=config.attention, compile=config.compile)
+    return Backbone(model, tokenizer, identity, forward=config.forward, options=options)
 
 
 def check_prompt(

@@ -19,18 +19,34 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - as everyone writes it
+from torch.utils.checkpoint import checkpoint
 from transformers import MT5ForConditionalGeneration, T5ForConditionalGeneration
 from transformers.activations import ACT2FN
 from transformers.modeling_outputs import BaseModelOutput
 
+from attempt_ray.model.attention_kernels import AttentionKernels, Wanted, softmax
+from attempt_ray.model.frozen_ops import NO_DROPOUT, Activation, Dropout, Shape, activated, rectified
+
 T5 = T5ForConditionalGeneration | MT5ForConditionalGeneration
 Seeds = Sequence[int | None]
 """Seed of each segment's dropout; None draws from the global generator."""
+
+
+@dataclass(frozen=True)
+class PassOptions:
+    """How a frozen backbone is computed; what it computes is the same up to rounding."""
+
+    recompute: bool = False
+    """Keep each encoder layer's input alone for the backward pass and compute the layer again there."""
+    attention: Wanted = "auto"
+    """Kernel of attention; see `attention_kernels`."""
+    compile: Literal["off", "default", "reduce-overhead", "max-autotune"] = "off"
+    """Mode of torch.compile for the encoder without dropout; "reduce-overhead" and "max-autotune" replay CUDA graphs."""
 
 
 @dataclass
@@ -48,9 +64,11 @@ class DecoderState:
 class WholeT5:
     """The forward pass of transformers, for weights that train and for comparison."""
 
-    def __init__(self, model: T5) -> None:
-        """Wrap a model; see `FrozenT5` for what the methods return."""
+    def __init__(self, model: T5, *, recompute: bool = False) -> None:
+        """Wrap a model; see `FrozenT5` for what the methods return and `PassOptions` for `recompute`."""
         self._model = model
+        if recompute:
+            model.activation_checkpointing_enable({"use_reentrant": False})
 
     def encode(
         self, inputs: Sequence[Tensor], masks: Sequence[Tensor], seeds: Seeds | None = None
@@ -105,14 +123,19 @@ class FrozenT5:
     to another device, are not seen.
     """
 
-    def __init__(self, model: T5) -> None:
+    def __init__(self, model: T5, options: PassOptions | None = None) -> None:
         """Fuse the weights of each layer's query, key and value; the rest is read where it lies."""
-        config = model.config
+        self._options = options or PassOptions()
+        config, kernels = model.config, AttentionKernels(self._options.attention)
         self._model = model
-        self._encoder = [_EncoderLayer(block, config) for block in model.encoder.block]
-        self._decoder = [_DecoderLayer(block, config) for block in model.decoder.block]
+        self._encoder = [_EncoderLayer(block, config, kernels) for block in model.encoder.block]
+        self._decoder = [_DecoderLayer(block, config, kernels) for block in model.decoder.block]
         scaled = getattr(config, "scale_decoder_outputs", False)  # mT5 has no such option
         self._scale = config.d_model**-0.5 if scaled else 1.0
+        self._through = self._through_encoder
+        if self._options.compile != "off":
+            # One compilation a shape, of which batches have few.
+            self._through = torch.compile(self._through_encoder, dynamic=False, mode=self._options.compile)
 
     def encode(
         self, inputs: Sequence[Tensor], masks: Sequence[Tensor], seeds: Seeds | None = None
@@ -131,11 +154,9 @@ class FrozenT5:
             _encoder_bias(first.layer[0].SelfAttention, inputs_BTH, mask_BT)
             for inputs_BTH, mask_BT in zip(inputs, masks, strict=True)
         ]
-        hidden_NH = dropout.flat(_flat(inputs), shapes)
-        for layer in self._encoder:
-            hidden_NH = layer(hidden_NH, shapes, biases, dropout)
-        hidden_NH = dropout.flat(_norm(self._model.encoder.final_layer_norm, hidden_NH), shapes)
-        return _parts(hidden_NH, shapes)
+        # Masks drawn from generators of their own cannot be compiled.
+        through = self._through_encoder if dropout.probability else self._through
+        return _parts(through(_flat(inputs), shapes, biases, dropout), shapes)
 
     def decode(
         self,
@@ -180,57 +201,40 @@ class FrozenT5:
         read = [_Read(encoded_BTH, _mask_bias(mask_BT, encoded_BTH.dtype))]
         hidden_BH = self._model.shared(last_B)
         for index, layer in enumerate(self._decoder):
-            hidden_BH = layer(hidden_BH, shapes, [bias_1A1L], read, _NONE, grown=_grow(state, index))
-        return self._logits(hidden_BH, shapes, _NONE)
+            hidden_BH = layer(hidden_BH, shapes, [bias_1A1L], read, NO_DROPOUT, grown=_grow(state, index))
+        return self._logits(hidden_BH, shapes, NO_DROPOUT)
 
-    def _logits(self, hidden_NH: Tensor, shapes: Sequence[Shape], dropout: _Dropout) -> Tensor:
+    def _through_encoder(
+        self, hidden_NH: Tensor, shapes: Sequence[Shape], biases: Sequence[Tensor], dropout: Dropout
+    ) -> Tensor:
+        hidden_NH = dropout.flat(hidden_NH, shapes)
+        for layer in self._encoder:
+            given = (layer, hidden_NH, shapes, biases, dropout)
+            if self._options.recompute and hidden_NH.requires_grad:
+                hidden_NH = checkpoint(*given, use_reentrant=False, context_fn=dropout.replayed)
+            else:
+                hidden_NH = layer(*given[1:])
+        return dropout.flat(_norm(self._model.encoder.final_layer_norm, hidden_NH), shapes)
+
+    def _logits(self, hidden_NH: Tensor, shapes: Sequence[Shape], dropout: Dropout) -> Tensor:
         hidden_NH = dropout.flat(_norm(self._model.decoder.final_layer_norm, hidden_NH), shapes)
         logits_NV: Tensor = self._model.lm_head(hidden_NH * self._scale)
         return logits_NV
 
-    def _dropout(self, seeds: Seeds | None, stream: int) -> _Dropout:
+    def _dropout(self, seeds: Seeds | None, stream: int) -> Dropout:
         model: Any = self._model
         probability = float(model.encoder.dropout.p) if model.training else 0.0
         if not probability:
-            return _NONE
+            return NO_DROPOUT
         device = model.shared.weight.device
         generators = [
             None if seed is None else torch.Generator(device).manual_seed(2 * seed + stream)
             for seed in seeds or ()
         ]
-        return _Dropout(probability, generators)
+        return Dropout(probability, generators)
 
 
-Shape = tuple[int, int]
-"""Rows and width of a segment."""
 Grown = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-
-
-@dataclass(frozen=True)
-class _Dropout:
-    """Dropout that draws every segment's mask from a generator of its own, in the segment's own shape."""
-
-    probability: float
-    generators: Sequence[torch.Generator | None]
-
-    def flat(self, tensor_NH: Tensor, shapes: Sequence[Shape]) -> Tensor:
-        """Drop from tokens of all segments."""
-        if not self.probability:
-            return tensor_NH
-        parts = tensor_NH.split([rows * width for rows, width in shapes])
-        return _joined([self.part(part, index) for index, part in enumerate(parts)])
-
-    def part(self, tensor: Tensor, index: int) -> Tensor:
-        """Drop from something of one segment."""
-        if not self.probability:
-            return tensor
-        keep = 1 - self.probability
-        generator = self.generators[index] if self.generators else None
-        mask = torch.empty_like(tensor, requires_grad=False).bernoulli_(keep, generator=generator)
-        return tensor * mask.div_(keep)
-
-
-_NONE = _Dropout(0.0, ())
 
 
 @dataclass(frozen=True)
@@ -254,22 +258,43 @@ def _grow(state: DecoderState, index: int) -> Grown:
     return grown
 
 
-class _SelfAttention:
-    def __init__(self, layer: Any, config: Any) -> None:
+class _Attention:
+    def __init__(self, kernels: AttentionKernels, config: Any) -> None:
+        self._kernels = kernels
+        self._heads, self._head_width = config.num_heads, config.d_kv
+
+    def _attend(
+        self,
+        query_BAQD: Tensor,
+        key_BATD: Tensor,
+        value_BATD: Tensor,
+        bias_BAQT: Tensor | None,
+        dropout: Dropout,
+        index: int,
+    ) -> Tensor:
+        """Dropout needs the weights in hand, so that they are dropped by their own seed."""
+        if not dropout.probability:
+            return self._kernels(query_BAQD, key_BATD, value_BATD, bias_BAQT)
+        weights_BAQT = softmax(query_BAQD @ key_BATD.mT, bias_BAQT)
+        return dropout.part(weights_BAQT, index) @ value_BATD
+
+
+class _SelfAttention(_Attention):
+    def __init__(self, layer: Any, config: Any, kernels: AttentionKernels) -> None:
+        super().__init__(kernels, config)
         attention = layer.SelfAttention
         self._norm, self._out = layer.layer_norm, attention.o.weight
         parts = (attention.q.weight, attention.k.weight, attention.v.weight)
         self._qkv = torch.cat([part.detach() for part in parts])
         for part, fused in zip(parts, self._qkv.chunk(3), strict=True):
             part.data = fused  # one copy of the weights, whoever reads them
-        self._heads, self._head_width = config.num_heads, config.d_kv
 
     def __call__(
         self,
         hidden_NH: Tensor,
         shapes: Sequence[Shape],
         biases: Sequence[Tensor],
-        dropout: _Dropout,
+        dropout: Dropout,
         grown: Grown | None = None,
     ) -> Tensor:
         mixed_NX = F.linear(_norm(self._norm, hidden_NH), self._qkv)
@@ -280,19 +305,18 @@ class _SelfAttention:
             ).permute(2, 0, 3, 1, 4)
             if grown is not None:
                 key_BATD, value_BATD = grown(key_BATD, value_BATD)
-            found_BATD = _attend(query_BATD, key_BATD, value_BATD, bias_BATT, dropout, index)
+            found_BATD = self._attend(query_BATD, key_BATD, value_BATD, bias_BATT, dropout, index)
             found.append(found_BATD.transpose(1, 2).reshape(mixed_BTX.shape[0] * mixed_BTX.shape[1], -1))
         return hidden_NH + dropout.flat(F.linear(_joined(found), self._out), shapes)
 
 
-class _CrossAttention:
-    def __init__(self, layer: Any, config: Any) -> None:
-        attention = layer.EncDecAttention
-        self._norm, self._attention = layer.layer_norm, attention
-        self._heads, self._head_width = config.num_heads, config.d_kv
+class _CrossAttention(_Attention):
+    def __init__(self, layer: Any, config: Any, kernels: AttentionKernels) -> None:
+        super().__init__(kernels, config)
+        self._norm, self._attention = layer.layer_norm, layer.EncDecAttention
 
     def __call__(
-        self, hidden_NH: Tensor, shapes: Sequence[Shape], read: Sequence[_Read], dropout: _Dropout
+        self, hidden_NH: Tensor, shapes: Sequence[Shape], read: Sequence[_Read], dropout: Dropout
     ) -> Tensor:
         query_NX = self._attention.q(_norm(self._norm, hidden_NH))
         found = [
@@ -301,7 +325,7 @@ class _CrossAttention:
         ]
         return hidden_NH + dropout.flat(self._attention.o(_joined(found)), shapes)
 
-    def _found(self, query_RLX: Tensor, read: _Read, dropout: _Dropout, index: int) -> Tensor:
+    def _found(self, query_RLX: Tensor, read: _Read, dropout: Dropout, index: int) -> Tensor:
         encoded_BTH, heads, head_width = read.encoded_BTH, self._heads, self._head_width
         num_rows, num_tokens, width = encoded_BTH.shape
         # All candidates of a row ask in one product: Q = C * L, M = B * Q.
@@ -315,7 +339,7 @@ class _CrossAttention:
             asked_BZH = asked_AMH.view(heads, num_rows, queries, width).transpose(0, 1).flatten(1, 2)
             scores_BZT = asked_BZH @ encoded_BTH.mT  # Z = A * Q
             bias_B1T = None if read.bias_B11T is None else read.bias_B11T[:, 0]
-            weights_BZT = dropout.part(_softmax(scores_BZT, bias_B1T), index)
+            weights_BZT = dropout.part(softmax(scores_BZT, bias_B1T), index)
             found_BAQH = (weights_BZT @ encoded_BTH).view(num_rows, heads, queries, width)
             found_AMD = found_BAQH.transpose(0, 1).flatten(1, 2) @ value_ADH.mT
             found_MX: Tensor = found_AMD.transpose(0, 1).flatten(1)
@@ -325,51 +349,59 @@ class _CrossAttention:
             part(encoded_BTH).view(num_rows, num_tokens, heads, head_width).transpose(1, 2)
             for part in (self._attention.k, self._attention.v)
         )
-        found_BAQD = _attend(query_BAQD, key_BATD, value_BATD, read.bias_B11T, dropout, index)
+        found_BAQD = self._attend(query_BAQD, key_BATD, value_BATD, read.bias_B11T, dropout, index)
         return found_BAQD.transpose(1, 2).reshape(len(query_MAD), -1)
 
 
 class _FeedForward:
     def __init__(self, layer: Any, config: Any) -> None:
         self._norm, self._dense = layer.layer_norm, layer.DenseReluDense
-        self._gated, self._activation = config.is_gated_act, _activation(config.dense_act_fn)
+        self._gated, self._name = config.is_gated_act, config.dense_act_fn
+        self._activation = _activation(self._name)
 
-    def __call__(self, hidden_NH: Tensor, shapes: Sequence[Shape], dropout: _Dropout) -> Tensor:
+    def __call__(self, hidden_NH: Tensor, shapes: Sequence[Shape], dropout: Dropout) -> Tensor:
         dense = self._dense
         normed_NH = _norm(self._norm, hidden_NH)
-        if self._gated:
-            inner_NF = self._activation(dense.wi_0(normed_NH)) * dense.wi_1(normed_NH)
+        first, *gate = (dense.wi_0, dense.wi_1) if self._gated else (dense.wi,)
+        kept_NF, scale = None, 1.0
+        if dropout.probability:
+            kept_NF, scale = dropout.kept(first.weight.shape[0], shapes, hidden_NH.device), dropout.scale
+        if self._name == "relu" and not gate:
+            output_NH = rectified(normed_NH, first.weight, dense.wo.weight, kept_NF, scale)
         else:
-            inner_NF = self._activation(dense.wi(normed_NH))
-        return hidden_NH + dropout.flat(dense.wo(dropout.flat(inner_NF, shapes)), shapes)
+            gated_FH = gate[0].weight if gate else None
+            output_NH = activated(
+                normed_NH, self._activation, first.weight, gated_FH, dense.wo.weight, kept_NF, scale
+            )
+        return hidden_NH + dropout.flat(output_NH, shapes)
 
 
-def _activation(name: str) -> Callable[[Tensor], Tensor]:
-    # transformers spells this one out in eight operations, each of which keeps its result for the backward pass.
+def _activation(name: str) -> Activation:
+    # transformers spells this one out in eight operations.
     if name == "gelu_new":
         return partial(F.gelu, approximate="tanh")
-    found: Callable[[Tensor], Tensor] = ACT2FN[name]
+    found: Activation = ACT2FN[name]
     return found
 
 
 class _EncoderLayer:
-    def __init__(self, block: nn.Module, config: Any) -> None:
+    def __init__(self, block: nn.Module, config: Any, kernels: AttentionKernels) -> None:
         layers: Any = block.layer
-        self._attention = _SelfAttention(layers[0], config)
+        self._attention = _SelfAttention(layers[0], config, kernels)
         self._feed_forward = _FeedForward(layers[1], config)
 
     def __call__(
-        self, hidden_NH: Tensor, shapes: Sequence[Shape], biases: Sequence[Tensor], dropout: _Dropout
+        self, hidden_NH: Tensor, shapes: Sequence[Shape], biases: Sequence[Tensor], dropout: Dropout
     ) -> Tensor:
         hidden_NH = self._attention(hidden_NH, shapes, biases, dropout)
         return self._feed_forward(hidden_NH, shapes, dropout)
 
 
 class _DecoderLayer:
-    def __init__(self, block: nn.Module, config: Any) -> None:
+    def __init__(self, block: nn.Module, config: Any, kernels: AttentionKernels) -> None:
         layers: Any = block.layer
-        self._attention = _SelfAttention(layers[0], config)
-        self._cross = _CrossAttention(layers[1], config)
+        self._attention = _SelfAttention(layers[0], config, kernels)
+        self._cross = _CrossAttention(layers[1], config, kernels)
         self._feed_forward = _FeedForward(layers[2], config)
 
     def __call__(
@@ -378,29 +410,12 @@ class _DecoderLayer:
         shapes: Sequence[Shape],
         biases: Sequence[Tensor],
         read: Sequence[_Read],
-        dropout: _Dropout,
+        dropout: Dropout,
         grown: Grown | None = None,
     ) -> Tensor:
         hidden_NH = self._attention(hidden_NH, shapes, biases, dropout, grown)
         hidden_NH = self._cross(hidden_NH, shapes, read, dropout)
         return self._feed_forward(hidden_NH, shapes, dropout)
-
-
-def _attend(
-    query_BAQD: Tensor,
-    key_BATD: Tensor,
-    value_BATD: Tensor,
-    bias_BAQT: Tensor | None,
-    dropout: _Dropout,
-    index: int,
-) -> Tensor:
-    """Attend with T5's bare scores; dropout needs the weights in hand, so that they are dropped by their own seed."""
-    if not dropout.probability:
-        return F.scaled_dot_product_attention(
-            query_BAQD, key_BATD, value_BATD, attn_mask=bias_BAQT, scale=1.0
-        )
-    weights_BAQT = _softmax(query_BAQD @ key_BATD.mT, bias_BAQT)
-    return dropout.part(weights_BAQT, index) @ value_BATD
 
 
 def _flat(parts: Sequence[Tensor]) -> Tensor:
@@ -460,9 +475,3 @@ def _mask_bias(mask_BT: Tensor, dtype: torch.dtype) -> Tensor | None:
         return None
     bias_BT = torch.zeros(mask_BT.shape, dtype=dtype, device=mask_BT.device)
     return bias_BT.masked_fill(~mask_BT, torch.finfo(dtype).min)[:, None, None]
-
-
-def _softmax(scores_BZT: Tensor, bias_B1T: Tensor | None) -> Tensor:
-    """Softmax in float32 over the input tokens."""
-    masked_BZT = scores_BZT.float() if bias_B1T is None else scores_BZT.float() + bias_B1T
-    return masked_BZT.softmax(dim=-1).to(scores_BZT.dtype)

@@ -58,15 +58,24 @@ class StepMemory:
     """Logits over the vocabulary, their softmax and gradient."""
     workspace: int
     """What the widest layer's backward pass needs for itself."""
+    libraries: int = 80_000_000
+    """What torch and its matrix library take for themselves once they compute, as measured on a processor."""
 
     @property
     def peak(self) -> int:
-        """Weights, activations and whichever is greater of output and workspace: they are not needed at one time."""
-        return self.weights + self.activations + max(self.output, self.workspace)
+        """All of them, but of output and workspace the greater one alone: they are not needed at one time."""
+        return self.weights + self.activations + max(self.output, self.workspace) + self.libraries
 
 
 def step_memory(
-    shape: BackboneShape, *, rows: int, tokens: int, targets: int, weight_bytes: int, padded: bool = True
+    shape: BackboneShape,
+    *,
+    rows: int,
+    tokens: int,
+    targets: int,
+    weight_bytes: int,
+    padded: bool = True,
+    recompute: bool = False,
 ) -> StepMemory:
     """Return the memory of a training step.
 
@@ -77,23 +86,27 @@ def step_memory(
         targets: Target tokens of a row.
         weight_bytes: Bytes of a number of the frozen weights: 4 in float32, 2 in bfloat16.
         padded: Some rows are padded, so that each has a position bias of its own.
+        recompute: Encoder layers are computed again in the backward pass (`backbone.recompute`).
     """
     d, inner, heads = shape.width, shape.inner, shape.heads
-    inside = (3 if shape.gated else 1) * shape.feed_forward
     read, written = rows * tokens, rows * targets
-    encoder = (2 * shape.encoder_layers + 1) * d + shape.encoder_layers * (4 * inner + inside)
-    decoder = (3 * shape.decoder_layers + 1) * d + shape.decoder_layers * (4 * inner + inside)
-    asked = shape.decoder_layers * heads * (d + tokens)
-    bias = (rows if padded else 1) * heads * tokens**2
+    # A rectifier keeps a byte of each number; a gate its two factors.
+    inside = 2 * shape.feed_forward * weight_bytes if shape.gated else shape.feed_forward
     # Attention keeps the logarithm of every softmax's sum in float32, a norm its row's scale.
-    scales = 4 * (shape.encoder_layers * (heads + 2) * read)
-    numbers = read * (encoder + d) + written * (decoder + asked) + bias
+    layer = (2 * d + 4 * inner) * weight_bytes + inside + 4 * (heads + 2)
+    encoder = shape.encoder_layers * layer
+    if recompute:
+        encoder = shape.encoder_layers * d * weight_bytes + layer
+    decoder = shape.decoder_layers * ((3 * d + 4 * inner) * weight_bytes + inside)
+    asked = shape.decoder_layers * heads * (d + tokens) * weight_bytes
+    bias = (rows if padded else 1) * heads * tokens**2 * weight_bytes
+    ends = 2 * d * weight_bytes  # the encoder's input and its output
     logits = written * shape.vocabulary
     return StepMemory(
         weights=shape.parameters(vocabulary=shape.vocabulary) * weight_bytes,
-        activations=numbers * weight_bytes + scales,
+        activations=read * (encoder + ends) + written * (decoder + d * weight_bytes + asked) + bias,
         output=logits * (2 * weight_bytes + 3 * 4),
-        workspace=read * (2 * inside + 2 * d) * weight_bytes,
+        workspace=read * ((4 if shape.gated else 2) * shape.feed_forward + 2 * d) * weight_bytes,
     )
 
 
@@ -106,9 +119,10 @@ class StepPlan:
     tokens: int
     targets: int
     weight_bytes: int
+    recompute: bool
     memory: StepMemory
     flops: float
-    """Useful operations of one optimizer step."""
+    """Useful operations of one optimizer step; layers that are computed again are not counted twice."""
     limit: float | None
     """Memory at hand in bytes."""
     most_rows: int | None
@@ -122,11 +136,13 @@ class StepPlan:
             "tokens": self.tokens,
             "targets": self.targets,
             "weight_bytes": self.weight_bytes,
+            "recompute": self.recompute,
             "bytes": {
                 "weights": self.memory.weights,
                 "activations": self.memory.activations,
                 "output": self.memory.output,
                 "workspace": self.memory.workspace,
+                "libraries": self.memory.libraries,
                 "peak": self.memory.peak,
             },
             "tflop": self.flops / 1e12,
@@ -140,7 +156,7 @@ class StepPlan:
             f"{self.shape.name}: a step of {self.rows:,} rows of {self.tokens:,} input tokens (prompt included) and "
             f"{self.targets:,} target tokens",
             f"  frozen weights   {memory.weights / gb:8.2f} GB, {self.weight_bytes} bytes each",
-            f"  activations      {memory.activations / gb:8.2f} GB",
+            f"  activations      {memory.activations / gb:8.2f} GB{', layers computed again' if self.recompute else ''}",
             f"  while computing  {max(memory.output, memory.workspace) / gb:8.2f} GB",
             f"  peak             {memory.peak / gb:8.2f} GB",
             f"  useful work      {self.flops / 1e12:8.2f} TFLOP",
@@ -158,6 +174,7 @@ def plan_step(
     tokens: int,
     targets: int,
     weight_bytes: int,
+    recompute: bool = False,
     limit: float | None = None,
 ) -> StepPlan:
     """Return what a training step takes, and how many rows fit in `limit` bytes.
@@ -172,19 +189,23 @@ def plan_step(
         raise ConfigError(f"memory: got {limit / 1e9:g} GB; wanted more than 0")
 
     def memory(count: int) -> StepMemory:
-        return step_memory(shape, rows=count, tokens=tokens, targets=targets, weight_bytes=weight_bytes)
+        return step_memory(
+            shape, rows=count, tokens=tokens, targets=targets, weight_bytes=weight_bytes, recompute=recompute
+        )
 
     most = None
     if limit is not None:
         # Activations, output and workspace grow with the rows alone.
-        one, room = memory(1), limit - memory(1).weights
-        most = max(0, int(room // (one.peak - one.weights)))
+        one = memory(1)
+        fixed = one.weights + one.libraries
+        most = max(0, int((limit - fixed) // (one.peak - fixed)))
     return StepPlan(
         shape=shape,
         rows=rows,
         tokens=tokens,
         targets=targets,
         weight_bytes=weight_bytes,
+        recompute=recompute,
         memory=memory(rows),
         flops=training_flops(shape, [(tokens, targets)] * rows),
         limit=limit,

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import torch
 
 from attempt_ray.model.backbone import Backbone
-from attempt_ray.model.frozen_t5 import DecoderState, FrozenT5, WholeT5
+from attempt_ray.model.frozen_t5 import DecoderState, FrozenT5, PassOptions, WholeT5
 
 FAMILIES = ("t5", "t5-v1_1", "mt5")
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 6e-2}
@@ -108,6 +110,44 @@ def test_a_segment_does_not_depend_on_its_neighbours(make_backbone, dropout, who
         torch.testing.assert_close(logits_BCLV, expected_BCLV, rtol=1e-5, atol=1e-5)
     again = forward.decode(forward.encode(given, masks, [7, 8, 9]), masks, ids, [7, 8, 9])
     assert torch.equal(again[0], together[0]) == (dropout == 0)
+
+
+@pytest.mark.parametrize("seeds", [None, [4, 5]], ids=["global", "own"])
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("whole", [False, True], ids=["own", "transformers"])
+def test_layers_computed_again_give_the_same_gradient(make_backbone, whole, dropout, seeds):
+    gradients = []
+    for recompute in (False, True):
+        backbone = make_backbone()
+        backbone.set_dropout(dropout)
+        model = backbone.model.train()
+        forward = (
+            WholeT5(model, recompute=recompute)
+            if whole
+            else FrozenT5(model, PassOptions(recompute=recompute))
+        )
+        embedded_BTH, mask_BT, _ = inputs(model)
+        given = [embedded_BTH.requires_grad_(), embedded_BTH.detach()[:, :5].requires_grad_()]
+        torch.manual_seed(0)
+        encoded = forward.encode(given, [mask_BT, mask_BT[:, :5]], seeds)
+        sum(one.square().sum() for one in encoded).backward()
+        gradients.append([one.grad for one in given])
+    assert all(torch.equal(*pair) for pair in zip(*gradients, strict=True))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # torch's compiler warns of itself
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_a_compiled_encoder_computes_the_same(make_backbone):
+    model = make_backbone().model.eval()
+    gradients = []
+    for mode in ("off", "default"):
+        frozen = FrozenT5(model, PassOptions(compile=mode))
+        embedded_BTH, mask_BT, ids_BCL = inputs(model)
+        given = embedded_BTH.requires_grad_()
+        alone(frozen, given, mask_BT, ids_BCL).float().log_softmax(dim=-1)[..., 5].sum().backward()
+        gradients.append(given.grad)
+    assert (gradients[0] - gradients[1]).abs().max() <= 1e-5 * gradients[0].abs().max()
 
 
 def test_dropout_without_a_seed_draws_from_the_global_generator(make_backbone):

@@ -6,7 +6,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import T5Config, T5ForConditionalGeneration
 
-from attempt_ray.model.frozen_t5 import FrozenT5
+from attempt_ray.model.frozen_t5 import FrozenT5, PassOptions
 from attempt_ray.reporting.costs import forward_flops, plan_step, step_memory, training_flops
 from attempt_ray.reporting.parameters import BACKBONES, BackboneShape
 
@@ -40,7 +40,7 @@ def small(*, gated: bool) -> BackboneShape:
     )
 
 
-def frozen_of(shape: BackboneShape) -> FrozenT5:
+def frozen_of(shape: BackboneShape, *, recompute: bool = False) -> FrozenT5:
     model = T5ForConditionalGeneration(
         T5Config(
             vocab_size=shape.vocabulary,
@@ -54,7 +54,7 @@ def frozen_of(shape: BackboneShape) -> FrozenT5:
             decoder_start_token_id=0,
         )
     ).eval()
-    return FrozenT5(model.requires_grad_(False))
+    return FrozenT5(model.requires_grad_(False), PassOptions(recompute=recompute))
 
 
 @pytest.mark.parametrize("gated", [False, True])
@@ -98,6 +98,30 @@ def test_activations_are_what_the_backward_pass_keeps(gated, rows, tokens, targe
         shape, rows=rows, tokens=tokens, targets=targets, weight_bytes=4, padded=padded
     ).activations
     assert found == pytest.approx(sum(size for size, _ in kept.values()), rel=0.05)
+
+
+def test_recomputing_keeps_one_layer_at_a_time():
+    shape = small(gated=False)
+    frozen = frozen_of(shape, recompute=True)
+    inputs_BTH = torch.randn(4, 30, 32, requires_grad=True)
+    kept = {}
+
+    def pack(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        frozen.encode([inputs_BTH], [torch.ones(4, 30, dtype=torch.bool)])
+    whole, alone = (
+        step_memory(
+            shape, rows=4, tokens=30, targets=1, weight_bytes=4, padded=False, recompute=recompute
+        ).activations
+        for recompute in (False, True)
+    )
+    # The input of each layer and of the last norm.
+    assert sum(kept.values()) < 1.3 * (shape.encoder_layers + 1) * 4 * 30 * 32 * 4
+    layer = 4 * 30 * ((2 * 32 + 4 * 96) * 4 + 80 + 4 * 6)
+    assert whole - alone == (shape.encoder_layers - 1) * layer - shape.encoder_layers * 4 * 30 * 32 * 4
 
 
 def test_the_papers_card_takes_sixteen_rows_of_t5_3b():
