@@ -142,6 +142,12 @@ def reading(rng: Speaker, sentences: int) -> tuple[str, world.Question]:
 
 def two_hops(rng: Speaker) -> tuple[str, world.Question]:
     """Return a passage and a question that needs two of its sentences."""
+    context, _, _, question = belongings(rng)
+    return context, question
+
+
+def belongings(rng: Speaker) -> tuple[str, world.Question, world.Question, world.Question]:
+    """Return a passage on who owns what and is where, and questions: whose a thing is, where he is, where its owner is."""
     people, things, places = (
         rng.sample(world.PEOPLE, 2),
         rng.sample(world.THINGS, 2),
@@ -150,7 +156,12 @@ def two_hops(rng: Speaker) -> tuple[str, world.Question]:
     facts = [f"the {thing} belongs to {person} ." for thing, person in zip(things, people, strict=True)]
     facts += [f"{person} is in the {place} ." for person, place in zip(people, places, strict=True)]
     rng.shuffle(facts)
-    return " ".join(facts), world.Question(f"where is the owner of the {things[0]} ?", places[0])
+    return (
+        " ".join(facts),
+        world.Question(f"who is the owner of the {things[0]} ?", people[0]),
+        world.Question(f"where is {people[0]} ?", places[0]),
+        world.Question(f"where is the owner of the {things[0]} ?", places[0]),
+    )
 
 
 def news(rng: Speaker) -> tuple[str, world.Question]:

@@ -122,24 +122,33 @@ CLOSED: Mapping[str, tuple[Callable[[Speaker], Drawn], tuple[str, ...], float]] 
     "check": (_check, ("untrue", "so"), 1.5),
     "right": (_right, ("wrong", "right"), 1.5),
     "feel": (_feel, ("blame", "praise"), 1.0),
-    "refer": (_refer, ("other", "self"), 1.0),
-    "sense": (_sense, ("apart", "together"), 0.7),
-    "choose": (_choose, ("former", "latter"), 1.0),
-    "count": (_count, SCORES, 1.3),
+    "refer": (_refer, ("other", "self"), 2.0),
+    "sense": (_sense, ("apart", "together"), 1.2),
+    "choose": (_choose, ("former", "latter"), 2.0),
+    "count": (_count, SCORES, 1.8),
 }
 """Skill -> (draw, its own label words, share of the mixture)."""
 
 
 def _find(rng: Speaker) -> tuple[str, str]:
-    kind = rng.randrange(8)
+    kind = rng.randrange(12)
     if kind < 4:
         context, question = miniatures.reading(rng, 1 + rng.randrange(4))
     elif kind == 4:
         context, question = miniatures.clue(rng)
     elif kind == 5:
         context, question = miniatures.news(rng)
+    elif kind == 6:
+        opening, end, pronoun, person = miniatures.meeting(rng, 1)
+        context, question = f"{opening} . {pronoun} {end} .", world.Question(f"who {end} ?", person)
+    elif kind == 7:
+        sentence, *options, answer = miniatures.choice_of_two(rng)
+        reason = sentence.partition("_ ")[2].removesuffix(" .")
+        context, question = sentence, world.Question(f"who {reason} ?", options[answer])
     else:
-        context, question = miniatures.two_hops(rng)
+        # The single steps come with the question that joins them; without them it is not learned.
+        context, *questions = miniatures.belongings(rng)
+        question = questions[min(kind - 8, 2)]
     return f"question: {question.text} context: {context}", question.answer
 
 
@@ -152,7 +161,7 @@ def _fill(rng: Speaker) -> tuple[str, str]:
 
 
 OPEN: Mapping[str, tuple[Callable[[Speaker], tuple[str, str]], float]] = {
-    "find": (_find, 8.0),
+    "find": (_find, 10.0),
     "fill": (_fill, 2.0),
 }
 
@@ -202,9 +211,9 @@ def texts(rng: Speaker) -> Iterator[str]:
         yield " ".join(lines)
 
 
-def _twice(rng: Speaker) -> tuple[str, str]:
+def _twice(rng: Speaker) -> tuple[str, ...]:
     event = world.draw_event(rng)
-    match rng.randrange(6):
+    match rng.randrange(8):
         case 0:
             opening, end, pronoun, person = miniatures.meeting(rng, 1)
             return f"{opening} . {pronoun} {end} .", f"{person} {end} ."
@@ -215,6 +224,13 @@ def _twice(rng: Speaker) -> tuple[str, str]:
         case 3 | 4:
             question = world.ask(rng, event)
             return world.tell(rng, event), f"{question.text} {question.answer} ."
+        case 5:
+            context, *questions = miniatures.belongings(rng)
+            question = rng.choice(questions)
+            return context, f"{question.text} {question.answer} ."
+        case 6:
+            sentence, *options, answer = miniatures.choice_of_two(rng)
+            return (sentence.replace("_", options[answer]),)
         case _:
             return world.tell(rng, event), world.tell(rng, world.weaken(rng, event))
 
