@@ -147,17 +147,22 @@ def two_hops(rng: Speaker) -> tuple[str, world.Question]:
 
 
 def belongings(rng: Speaker) -> tuple[str, world.Question, world.Question, world.Question]:
-    """Return a passage on who owns what and is where, and questions: whose a thing is, where he is, where its owner is."""
+    """Return a passage with two sentences on each of two people, and three questions.
+
+    The first asks whose a thing is, the second where that person is, the third joins them.
+    """
     people, things, places = (
         rng.sample(world.PEOPLE, 2),
         rng.sample(world.THINGS, 2),
         rng.sample(world.PLACES, 2),
     )
-    facts = [f"the {thing} belongs to {person} ." for thing, person in zip(things, people, strict=True)]
-    facts += [f"{person} is in the {place} ." for person, place in zip(people, places, strict=True)]
-    rng.shuffle(facts)
+    paragraphs = [
+        f"the {thing} belongs to {person} . {world.pronoun(person)} is in the {place} ."
+        for person, thing, place in zip(people, things, places, strict=True)
+    ]
+    rng.shuffle(paragraphs)
     return (
-        " ".join(facts),
+        " ".join(paragraphs),
         world.Question(f"who is the owner of the {things[0]} ?", people[0]),
         world.Question(f"where is {people[0]} ?", places[0]),
         world.Question(f"where is the owner of the {things[0]} ?", places[0]),
