@@ -20,7 +20,7 @@ MAKEFLAGS += --no-print-directory
 help:
 	@echo "make demo    train, evaluate and explain prompts on the embedded tasks (offline, minutes)"
 	@echo "make test    run the tests"
-	@echo "make bench   measure training speed against PEFT (DATA=directory of real rows)"
+	@echo "make bench   measure the speed of training and answering against peers (DATA=directory of real rows)"
 	@echo "make check   lint, format, types, import law, tests"
 	@echo "make lock    resolve requirements/dev.in into requirements/lock.txt"
 
@@ -53,6 +53,7 @@ test: $(STAMP)
 bench: $(STAMP)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement requirements/bench.txt
 	@$(BIN)/python tests/benchmark/training.py --data $(DATA) --backbone $(BACKBONE) --out docs/benchmarks/training-$(BACKBONE).json
+	@$(BIN)/python tests/benchmark/serving.py --data $(DATA) --backbone $(BACKBONE) --out docs/benchmarks/serving-$(BACKBONE).json
 
 check: $(STAMP)
 	$(BIN)/ruff check .

@@ -203,15 +203,7 @@ def rows_of(batch: Batch) -> list[tuple[int, int]]:
 def ours(options: argparse.Namespace, tokenizer: Any, dtype: str) -> Step:
     """Return a step of this package's prompt tuning."""
     model = fresh_model(options.backbone).to(DTYPES[dtype])
-    identity = BackboneIdentity(
-        name=options.backbone,
-        revision=None,
-        weights_sha256="",
-        tokenizer_sha256="",
-        width=model.config.d_model,
-        vocabulary=model.config.vocab_size,
-    )
-    backbone = Backbone(model, tokenizer, identity)
+    backbone = Backbone(model, tokenizer, identity_of(options.backbone, model))
     method = PromptTuning(backbone, ["glue"], SoftPrompts(first_prompt(model)[None]))
     groups = [{"params": list(method.prompts.parameters()), "name": "prompts", "peak_lr": LEARNING_RATE}]
     training = Training(
@@ -308,6 +300,18 @@ def fresh_model(backbone: str, *, attention: str = "sdpa") -> T5ForConditionalGe
     model = T5ForConditionalGeneration(config)
     model.set_attn_implementation(attention)
     return model.requires_grad_(False)
+
+
+def identity_of(name: str, model: T5ForConditionalGeneration) -> BackboneIdentity:
+    """Return the identity of a model with random weights."""
+    return BackboneIdentity(
+        name=name,
+        revision=None,
+        weights_sha256="",
+        tokenizer_sha256="",
+        width=model.config.d_model,
+        vocabulary=model.config.vocab_size,
+    )
 
 
 def first_prompt(model: T5ForConditionalGeneration) -> Tensor:
