@@ -51,9 +51,11 @@ def run_pipeline(
     if not digests:
         return {"job": "run_pipeline", "runs": 0, "failed": study.failures}
     summary = report_on(config, digests=digests)
-    champions = choose(config, [result.report for result in study.finished])
+    reports = [result.report for result in study.finished]
+    champions = choose(config, reports)
     seconds = time.monotonic() - started
-    for line in closing_lines(config, study, summary, configs=configs, seconds=seconds):
+    shown = worth_showing(config, reports, champions)
+    for line in closing_lines(config, study, summary, configs=configs, shown=shown, seconds=seconds):
         tell(line)
     return {
         "job": "run_pipeline",
@@ -77,21 +79,22 @@ def all_jobs(config: Config) -> list[Job]:
 def choose(config: Config, reports: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """Point each target's aliases to its best version by dev score, and return the champions.
 
-    The candidate always moves; a champion that somebody chose before stays.
+    Of equal ones a mixture is taken: it tells what its answers draw on. The candidate always moves; a champion that
+    somebody chose before stays.
     """
     from attempt_ray.bank.aliases import CANDIDATE, CHAMPION
     from attempt_ray.bank.names import Reference
     from attempt_ray.bank.store import Bank
 
-    best: dict[str, tuple[float, str]] = {}
+    best: dict[str, tuple[tuple[float, bool], str]] = {}
     for report in reports:
         for task in report["tasks"]:
             reference, dev = report["bank"].get(task), report["scores"][task].get("dev")
             if report["job"] != "target" or reference is None or dev is None:
                 continue
-            found = (dev["metrics"][report["headline"][task]], reference)
-            if task not in best or found[0] > best[task][0]:
-                best[task] = found
+            rank = (dev["metrics"][report["headline"][task]], report["method"] == "attempt")
+            if task not in best or rank > best[task][0]:
+                best[task] = (rank, reference)
     bank = Bank(config.bank)
     champions = {}
     for task, (_, reference) in sorted(best.items()):
@@ -105,10 +108,28 @@ def choose(config: Config, reports: Sequence[Mapping[str, Any]]) -> dict[str, st
     return champions
 
 
+def worth_showing(config: Config, reports: Sequence[Mapping[str, Any]], champions: Mapping[str, str]) -> str:
+    """Return the first target whose champion is a mixture, else the first."""
+    mixtures = {
+        reference
+        for report in reports
+        if report["method"] == "attempt"
+        for reference in report["bank"].values()
+    }
+    targets = config.study.targets
+    return next((task for task in targets if champions.get(task) in mixtures), targets[0])
+
+
 def closing_lines(
-    config: Config, study: Study, summary: ReportSummary, *, configs: Sequence[str], seconds: float
+    config: Config,
+    study: Study,
+    summary: ReportSummary,
+    *,
+    configs: Sequence[str],
+    shown: str,
+    seconds: float,
 ) -> list[str]:
-    """Return what was learned, where the pictures are and what to type next."""
+    """Return what was learned, where the pictures are and what to type next, with a row of the task `shown`."""
     jobs = [result.report["job"] for result in study.finished]
     learned = [
         _counted(jobs.count("source"), "source prompt"),
@@ -120,9 +141,9 @@ def closing_lines(
         ("all targets", summary.means),
         ("targets of at most 600 rows", summary.small_means),
     ):
-        shown = [f"{method_name(label)} {mean:.1f}" for label, mean in means.items() if mean is not None]
-        if shown:
-            lines.append(f"Mean test score over {title}: {', '.join(shown)}.")
+        told = [f"{method_name(label)} {mean:.1f}" for label, mean in means.items() if mean is not None]
+        if told:
+            lines.append(f"Mean test score over {title}: {', '.join(told)}.")
     for label, share in summary.parent_agreement.items():
         if share is not None:
             lines.append(
@@ -135,16 +156,15 @@ def closing_lines(
         f"Table and explanations: {_shown(summary.directory / 'report.md')}",
         f"Pictures beside it: {pictures}",
         "Type next:",
-        *(f"  {command}" for command in next_commands(config, configs=configs)),
+        *(f"  {command}" for command in next_commands(config, shown, configs=configs)),
     ]
     return lines
 
 
-def next_commands(config: Config, *, configs: Sequence[str]) -> list[str]:
-    """Return commands to go on with: one answers a test row of the first target."""
+def next_commands(config: Config, target: str, *, configs: Sequence[str]) -> list[str]:
+    """Return commands to go on with: one answers a test row of the target."""
     given = " ".join(f"--config {shlex.quote(name)}" for name in configs)
     program = "attempt" if shutil.which("attempt") else _shown(Path(sys.executable).parent / "attempt")
-    target = config.study.targets[0]
     example = _example(config, target)
     fields = " ".join(f"--field {shlex.quote(f'{name}={value}')}" for name, value in example.items())
     return [

@@ -12,7 +12,7 @@ from attempt_ray.errors import DataError
 from jobs.evaluate import evaluate
 from jobs.predict import predict
 from jobs.report import report
-from jobs.run_pipeline import run_pipeline
+from jobs.run_pipeline import choose, run_pipeline, worth_showing
 from jobs.train_target import train_target
 
 MakeStudy = Callable[..., Config]
@@ -44,7 +44,7 @@ def test_a_study_ends_with_a_report_champions_and_what_to_type_next(
         for line in lines
     )
     assert any("report.md" in line for line in lines)
-    (typed,) = [line for line in lines if "predict rte --config embedded --field " in line]
+    (typed,) = [line for line in lines if " --config embedded --field " in line]
     assert "--field 'sentence1=" in typed
 
     again = run_pipeline(config, placement="here")
@@ -76,6 +76,22 @@ def test_newly_trained_sources_are_what_the_targets_start_from(make_study: MakeS
     assert bank.resolve("source/mnli").number == 2
     assert bank.show("target/rte@v2").parents == ("source/mnli@v2",)
     assert bank.resolve("target/rte").number == 1  # a champion that is there stays
+
+
+def test_of_equal_prompts_the_mixture_is_chosen_and_shown(make_study: MakeStudy) -> None:
+    config = make_study(study={"methods": ["prompt_tuning", "attempt"]})
+    run_pipeline(config, placement="here")
+    reports = [json.loads(path.read_text()) for path in Path(config.runs).glob("target-*/report.json")]
+    for report in reports:
+        for task in report["tasks"]:
+            level = 90 if task == "rte" or report["method"] == "attempt" else 91
+            report["scores"][task]["dev"]["metrics"][report["headline"][task]] = level
+    champions = choose(config, sorted(reports, key=lambda report: report["method"], reverse=True))
+    mixtures = {report["bank"].get("rte") for report in reports if report["method"] == "attempt"}
+    candidate = Bank(config.bank).aliases("target", "rte").current["candidate"]
+    assert f"target/rte@v{candidate}" in mixtures
+    assert worth_showing(config, reports, champions | {"rte": f"target/rte@v{candidate}"}) == "rte"
+    assert worth_showing(config, [], champions) == config.study.targets[0]
 
 
 def test_missing_rows_are_found_before_any_training(make_study: MakeStudy, tmp_path: Path) -> None:
