@@ -236,7 +236,9 @@ def chart(result: dict[str, Any], path: Path) -> None:
     """Draw rows per second of all, time by length, and rows per second by tasks."""
     figure = Figure(figsize=(12, 3.2), layout="constrained")
     bars, lengths, tasks = figure.subplots(1, 3, width_ratios=(1.3, 1, 1))
-    rates = result["speed"]["rows_per_second"]
+    rates = dict(result["speed"]["rows_per_second"])
+    if result["speed"]["precision"] == "float32":
+        del rates["ours_float32"]
     bars.barh(list(rates)[::-1], list(rates.values())[::-1], color="0.6")
     bars.set_xlabel(f"rows per second, {result['backbone']}, {result['threads']} thread(s)")
     for axes, key, label in (
@@ -245,7 +247,7 @@ def chart(result: dict[str, Any], path: Path) -> None:
     ):
         axes.plot([int(name) for name in result[key]], list(result[key].values()), "o-", color="black")
         axes.set_ylabel(label)
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.15 * max(result[key].values()))
     lengths.set_xlabel("input tokens, prompt included")
     lengths.set_xlim(left=0)
     tasks.set_xlabel("tasks in turn")

@@ -82,12 +82,12 @@ def test_of_equal_prompts_the_mixture_is_chosen_and_shown(make_study: MakeStudy)
     config = make_study(study={"methods": ["prompt_tuning", "attempt"]})
     run_pipeline(config, placement="here")
     reports = [json.loads(path.read_text()) for path in Path(config.runs).glob("target-*/report.json")]
-    for report in reports:
-        for task in report["tasks"]:
-            level = 90 if task == "rte" or report["method"] == "attempt" else 91
-            report["scores"][task]["dev"]["metrics"][report["headline"][task]] = level
-    champions = choose(config, sorted(reports, key=lambda report: report["method"], reverse=True))
-    mixtures = {report["bank"].get("rte") for report in reports if report["method"] == "attempt"}
+    for one in reports:
+        for task in one["tasks"]:
+            level = 90 if task == "rte" or one["method"] == "attempt" else 91
+            one["scores"][task]["dev"]["metrics"][one["headline"][task]] = level
+    champions = choose(config, sorted(reports, key=lambda one: one["method"], reverse=True))
+    mixtures = {one["bank"].get("rte") for one in reports if one["method"] == "attempt"}
     candidate = Bank(config.bank).aliases("target", "rte").current["candidate"]
     assert f"target/rte@v{candidate}" in mixtures
     assert worth_showing(config, reports, champions | {"rte": f"target/rte@v{candidate}"}) == "rte"
