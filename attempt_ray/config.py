@@ -291,6 +291,20 @@ class Config(Section):
         """
         return parse([self.model_dump(), changes])
 
+    def common(self) -> dict[str, Any] | None:
+        """Return the knobs that runs must agree on to take steps in one forward pass; None for one that must be alone.
+
+        Full fine-tuning moves the backbone, which no other run can share.
+        """
+        if self.method == "finetune":
+            return None
+        return {
+            "backbone": self.backbone,
+            "device": self.device,
+            "training.dropout": self.training.dropout,
+            "training.threads": self.training.threads,
+        }
+
     def digest(self, **facts: str) -> str:
         """Return the 12 hex digits that name the run: equal digests compute equal results.
 

@@ -11,6 +11,7 @@ through a Ray worker, and refines a standard exception, so that callers may catc
     │   └── IntegrityError               a stored file does not hold what was written
     ├── StorageError (OSError)           the disk or object store refused: full, read-only, unreachable
     ├── NonFiniteError (ArithmeticError) training met NaN or infinity and stopped
+    ├── StoppedError (RuntimeError)      a run was asked to stop; the same command goes on with it
     └── ClusterError (RuntimeError)      the Ray cluster cannot run what was asked
 """
 
@@ -50,6 +51,10 @@ class StorageError(AttemptError, OSError):
 
 class NonFiniteError(AttemptError, ArithmeticError):
     """Training met NaN or infinity; the last good state was kept."""
+
+
+class StoppedError(AttemptError, RuntimeError):
+    """A run was asked to stop; what it had reached was kept."""
 
 
 class ClusterError(AttemptError, RuntimeError):

@@ -16,6 +16,7 @@ from attempt_ray.data.batching import evaluation_batches
 from attempt_ray.data.encoding import EncodedSplit, template_options
 from attempt_ray.model.methods import Method
 from attempt_ray.tasks import headline, score
+from attempt_ray.training.stopping import heed_stop
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +70,9 @@ def evaluate(method: Method, split: EncodedSplit, *, task_index: int, config: Co
         split: Dev or test rows of one task.
         task_index: Index of that task in the method's tasks.
         config: Decoding, batch size and the template choices that the split was made with.
+
+    Raises:
+        StoppedError: Runs of this process are asked to stop.
     """
     task, backbone = split.task, method.backbone
     options = template_options(config.data)
@@ -88,6 +92,7 @@ def evaluate(method: Method, split: EncodedSplit, *, task_index: int, config: Co
             task_index=task_index,
             pad_id=backbone.pad_id,
         ):
+            heed_stop()
             on_device = batch.to(backbone.device)
             if config.evaluation.decode == "labels" and candidates_CL is not None:
                 logprob_BC, weights_BK = method.score_labels(on_device, candidates_CL)

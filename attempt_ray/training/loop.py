@@ -125,14 +125,12 @@ def train(training: Training) -> Iterator[Progress]:
     """
     while not training.done:
         (outcome,) = take_step([training])
-        if isinstance(outcome, NonFiniteError):
+        if isinstance(outcome, Exception):
             raise outcome
         yield outcome
 
 
-def take_step(
-    trainings: Sequence[Training], *, most_tokens: int | None = None
-) -> list[Progress | NonFiniteError]:
+def take_step(trainings: Sequence[Training], *, most_tokens: int | None = None) -> list[Progress | Exception]:
     """Take one optimizer step of every training, in as few forward and backward passes as memory and caches like.
 
     Args:
@@ -141,7 +139,8 @@ def take_step(
             what suits the device.
 
     Returns:
-        What each step did, or why it was not taken; one that fails does not disturb the others.
+        What each step did, or why it was not taken; one that fails does not disturb the others: where a shared pass
+        fails, each of its trainings has one of its own.
 
     Raises:
         ConfigError: The trainings have different backbones; nothing was done.
@@ -151,19 +150,24 @@ def take_step(
         raise ConfigError("trainings that share a step got several backbones; load one and build all on it")
     if most_tokens is None:
         most_tokens = MOST_TOKENS_CPU if backbone.device.type == "cpu" else MOST_TOKENS_GPU
-    outcomes: list[Progress | NonFiniteError] = []
-    batches = [training.stream.batch(training.step).to(backbone.device) for training in trainings]
-    start = 0
-    while start < len(trainings):
-        end, tokens = start + 1, _tokens(trainings[start], batches[start])
-        while end < len(trainings):
-            tokens += _tokens(trainings[end], batches[end])
-            if tokens > most_tokens:
-                break
-            end += 1
-        outcomes += _pass(trainings[start:end], batches[start:end])
-        start = end
-    return outcomes
+    outcomes: dict[int, Progress | Exception] = {}
+    waiting: list[tuple[int, Training, Batch]] = []
+    tokens = 0
+    for place, training in enumerate(trainings):
+        try:
+            batch = training.stream.batch(training.step).to(backbone.device)
+        except Exception as error:  # noqa: BLE001 - whatever a stream raises is its training's alone
+            outcomes[place] = error
+            continue
+        more = _tokens(training, batch)
+        if waiting and tokens + more > most_tokens:
+            outcomes |= _steps(waiting)
+            waiting, tokens = [], 0
+        waiting.append((place, training, batch))
+        tokens += more
+    if waiting:
+        outcomes |= _steps(waiting)
+    return [outcomes[place] for place in range(len(trainings))]
 
 
 def _tokens(training: Training, batch: Batch) -> int:
@@ -172,7 +176,29 @@ def _tokens(training: Training, batch: Batch) -> int:
     return rows * (width + (0 if prompts is None else prompts.prompts_NPH.shape[1]))
 
 
-def _pass(trainings: Sequence[Training], batches: Sequence[Batch]) -> list[Progress | NonFiniteError]:
+def _steps(together: Sequence[tuple[int, Training, Batch]]) -> dict[int, Progress | Exception]:
+    """Return what came of the steps of trainings that share a pass, by their places."""
+    try:
+        losses_and_rates = _gradients(
+            [training for _, training, _ in together], [batch for *_, batch in together]
+        )
+    except Exception as error:  # noqa: BLE001 - such as memory that is short: the smaller the pass, the likelier it fits
+        for _, training, _ in together:
+            training.optimizer.zero_grad(set_to_none=True)
+        if len(together) == 1:
+            return {together[0][0]: error}
+    else:
+        return {
+            place: _updated(training, batch, loss, rates)
+            for (place, training, batch), (loss, rates) in zip(together, losses_and_rates, strict=True)
+        }
+    return {place: outcome for one in together for place, outcome in _steps([one]).items()}
+
+
+def _gradients(
+    trainings: Sequence[Training], batches: Sequence[Batch]
+) -> list[tuple[float, Mapping[str, float]]]:
+    """Give every training the gradients of its batch, in one pass; return its loss and learning rates."""
     backbone = trainings[0].method.backbone
     segments, rates = [], []
     for training, batch in zip(trainings, batches, strict=True):
@@ -185,13 +211,16 @@ def _pass(trainings: Sequence[Training], batches: Sequence[Batch]) -> list[Progr
     finite = [loss for loss, value in zip(found, values, strict=True) if math.isfinite(value)]
     if finite:
         torch.autograd.backward(finite)
-    outcomes: list[Progress | NonFiniteError] = []
-    for training, batch, value, rate in zip(trainings, batches, values, rates, strict=True):
-        try:
-            outcomes.append(training.update(batch, value, rate))
-        except NonFiniteError as error:
-            outcomes.append(error)
-    return outcomes
+    return list(zip(values, rates, strict=True))
+
+
+def _updated(
+    training: Training, batch: Batch, loss: float, rates: Mapping[str, float]
+) -> Progress | Exception:
+    try:
+        return training.update(batch, loss, rates)
+    except Exception as error:  # noqa: BLE001 - its own, whatever it is
+        return error
 
 
 def _update(

@@ -1,79 +1,52 @@
-"""One run from config to report: gather, resume or start, train, select, test, publish.
-
-A run is a directory named by the digest of its config and of all content it reads. Executing the same run again goes
-on where it was, bit for bit, and once it has finished returns its report.
-
-Runs on one frozen backbone can be executed together: each is a generator that asks for a step of its training, and one
-forward pass takes the steps of all that ask.
-"""
+"""Executing runs: one, several on one frozen backbone at once, or a stream of them as others end."""
 
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
 
 import torch
-from torch.optim import AdamW
 
 from attempt_ray.config import Config
-from attempt_ray.data.batching import BatchStream
-from attempt_ray.errors import AttemptError, BackboneError, ConfigError, NonFiniteError
-from attempt_ray.model.methods import Method
-from attempt_ray.training.checkpoint import (
-    Checkpoint,
-    load_checkpoint,
-    optimizer_tensors,
-    remove_checkpoints,
-    restore_optimizer,
-    save_checkpoint,
+from attempt_ray.errors import ConfigError, StoppedError
+from attempt_ray.training.course import (
+    Course,
+    Event,
+    Learn,
+    OnProgress,
+    RunResult,
+    course,
+    keep_start,
+    train_and_select,
 )
-from attempt_ray.training.directory import History, RunDirectory, run_name
-from attempt_ray.training.evaluation import Evaluation, evaluate
-from attempt_ray.training.ingredients import Ingredients, forget_backbone, gather
 from attempt_ray.training.loop import Progress, Training, take_step
-from attempt_ray.training.optimizer import (
-    LinearSchedule,
-    StepPlan,
-    build_optimizer,
-    paper_epochs,
-    plan_steps,
-)
-from attempt_ray.training.publishing import is_published, publish
-from attempt_ray.training.report import build_report
-from attempt_ray.training.selection import SHARED, Kept, Selection
+from attempt_ray.training.stopping import is_asked_to_stop
 
-HISTORY_LINES = 1000
-"""Most training steps written to metrics.jsonl; longer runs write every n-th."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Event:
-    """Something other than a step that a watching person may want to know."""
-
-    kind: str
-    """`plan`, `resumed`, `damaged`, `evaluated`, `stopped`, `published` or `finished`."""
-    message: str
-    """One line for people."""
-    facts: Mapping[str, Any] = field(default_factory=dict)
-    """The same for programs, as plain JSON."""
+__all__ = [
+    "Event",
+    "OnProgress",
+    "RunResult",
+    "Ticket",
+    "execute",
+    "execute_stream",
+    "execute_together",
+    "mixture_without_training",
+]
 
 
-OnProgress = Callable[[Progress | Event], None]
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Ticket:
+    """A run for `execute_stream`."""
 
-
-@dataclass(frozen=True)
-class RunResult:
-    """A finished run."""
-
-    directory: Path
-    """Its directory."""
-    report: Mapping[str, Any]
-    """The content of its report.json."""
+    config: Config
+    on_progress: OnProgress
+    """Called after every optimizer step of the run and on each of its events."""
+    on_end: Callable[[RunResult | Exception], None]
+    """Called once, with its result or the error that ended it."""
 
 
 def execute(config: Config, *, on_progress: OnProgress | None = None) -> RunResult:
@@ -94,22 +67,21 @@ def execute(config: Config, *, on_progress: OnProgress | None = None) -> RunResu
         DataError: Rows are missing or cannot be used.
         NonFiniteError: Training met NaN or infinity; the last good state is kept in the run's directory.
         StorageError: The disk or store refused.
+        StoppedError: The process was asked to stop; the state is kept in the run's directory.
     """
-    (outcome,) = execute_together([config], on_progress=[on_progress or _silent])
-    return _raised(outcome)
+    return _alone(config, on_progress, learn=train_and_select, rows="all")
 
 
 def execute_together(
     configs: Sequence[Config], *, on_progress: Sequence[OnProgress] | None = None
-) -> list[RunResult | AttemptError]:
+) -> list[RunResult | Exception]:
     """Execute runs on one frozen backbone at once, their steps in shared forward passes.
 
     Each run is what `execute` makes of it: its own directory, checkpoints, evaluations, end and errors. A run that
     ends leaves the others to go on, and so does one that fails.
 
     Args:
-        configs: The runs. They agree on `backbone`, `device`, `training.dropout` and `training.threads`, and none is
-            full fine-tuning, unless it is the only one.
+        configs: The runs. They agree on `Config.common`, and none is full fine-tuning, unless it is the only one.
         on_progress: For each run, what to call after each of its steps and on each of its events.
 
     Returns:
@@ -118,14 +90,30 @@ def execute_together(
     Raises:
         ConfigError: The runs cannot share a backbone; nothing was done.
     """
-    _check_together(configs)
-    tellers = on_progress or [_silent] * len(configs)
-    runs = [
-        _executed(config, _train_and_select, rows="all", on_progress=tell)
-        for config, tell in zip(configs, tellers, strict=True)
+    if not configs:
+        raise ConfigError("got no run to execute; give at least one config")
+    for config in configs[1:]:
+        _check_common(configs[0], config)
+    outcomes: dict[int, RunResult | Exception] = {}
+    tickets = [
+        Ticket(config=config, on_progress=tell, on_end=partial(outcomes.__setitem__, place))
+        for place, (config, tell) in enumerate(
+            zip(configs, on_progress or [_silent] * len(configs), strict=True)
+        )
     ]
-    with _torch_settings(configs[0]):
-        return _driven(runs)
+    execute_stream(_all_at_once(tickets), most=len(tickets))
+    return [outcomes[place] for place in range(len(configs))]
+
+
+def execute_stream(take: Callable[[int], Sequence[Ticket]], *, most: int) -> None:
+    """Execute runs on one frozen backbone as they come, the places of those that end being taken by others.
+
+    Args:
+        take: Called between steps with the number of free places, it returns the runs that shall take them; all agree
+            on `Config.common`. The stream ends when it returns none while no run is under way.
+        most: Places: runs that are under way at once.
+    """
+    _drive(take, most=most, learn=train_and_select, rows="all")
 
 
 def mixture_without_training(config: Config, *, on_progress: OnProgress | None = None) -> RunResult:
@@ -150,400 +138,101 @@ def mixture_without_training(config: Config, *, on_progress: OnProgress | None =
         )
     if config.attention.weights == "learned" and config.attention.prior is None:
         raise ConfigError("a mixture without training needs a G; name one in attention.prior")
-    with _torch_settings(config):
-        run = _executed(config, _keep_start, rows="test", on_progress=on_progress or _silent)
-        (outcome,) = _driven([run])
-    return _raised(outcome)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Run:
-    """A run under way."""
-
-    ingredients: Ingredients
-    method: Method
-    digest: str
-    directory: RunDirectory
-    emit: OnProgress
-
-    @property
-    def config(self) -> Config:
-        return self.ingredients.config
-
-    def event(self, kind: str, message: str, **facts: Any) -> None:
-        self.emit(Event(kind=kind, message=message, facts=facts))
-
-    def new_selection(self) -> Selection:
-        training = self.config.training
-        return Selection(rule=training.selection, tasks=self.config.tasks, patience=training.patience)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Learned:
-    """What came of training."""
-
-    selection: Selection
-    plan: StepPlan
-    steps: int
-    tokens: int
-
-
-@dataclass
-class _Totals:
-    """What a run has counted, this process's restarts included."""
-
-    step: int = 0
-    tokens: int = 0
-    seconds: float = 0.0
-
-
-_Asking = Generator[Training, Progress | NonFiniteError, _Learned]
-"""Training that asks for its steps one by one, and is sent what each did."""
+    return _alone(config, on_progress, learn=keep_start, rows="test")
 
 
 def _silent(_: Progress | Event) -> None:
     """Watch without a word."""
 
 
-def _raised(outcome: RunResult | AttemptError) -> RunResult:
-    if isinstance(outcome, AttemptError):
+def _alone(
+    config: Config, on_progress: OnProgress | None, *, learn: Learn, rows: Literal["all", "test"]
+) -> RunResult:
+    outcomes: list[RunResult | Exception] = []
+    ticket = Ticket(config=config, on_progress=on_progress or _silent, on_end=outcomes.append)
+    _drive(_all_at_once([ticket]), most=1, learn=learn, rows=rows)
+    (outcome,) = outcomes
+    if isinstance(outcome, Exception):
         raise outcome
     return outcome
 
 
-def _check_together(configs: Sequence[Config]) -> None:
-    if not configs:
-        raise ConfigError("got no run to execute; give at least one config")
-    if len(configs) > 1 and any(config.method == "finetune" for config in configs):
+def _all_at_once(tickets: Sequence[Ticket]) -> Callable[[int], Sequence[Ticket]]:
+    left = [tickets]
+    return lambda _places: left.pop() if left else ()
+
+
+def _check_common(first: Config, config: Config) -> None:
+    common, other = first.common(), config.common()
+    if common is None or other is None:
         raise ConfigError("full fine-tuning moves the backbone, which no other run can share; run it apart")
-    for config in configs[1:]:
-        for name, got, wanted in (
-            ("backbone", config.backbone, configs[0].backbone),
-            ("device", config.device, configs[0].device),
-            ("training.dropout", config.training.dropout, configs[0].training.dropout),
-            ("training.threads", config.training.threads, configs[0].training.threads),
-        ):
-            if got != wanted:
-                raise ConfigError(
-                    f"runs that share a backbone got {name} {wanted} and {got}; make them agree or run them apart"
-                )
+    for name, wanted in common.items():
+        if other[name] != wanted:
+            raise ConfigError(
+                f"runs that share a backbone got {name} {wanted} and {other[name]}; make them agree or run them apart"
+            )
 
 
-def _driven(
-    runs: Sequence[Generator[Training, Progress | NonFiniteError, RunResult]],
-) -> list[RunResult | AttemptError]:
-    """Take runs to their ends, the steps that they ask for at one time in one forward pass."""
-    outcomes: dict[int, RunResult | AttemptError] = {}
-    asked: dict[int, Training] = {}
+@dataclass(eq=False)
+class _UnderWay:
+    """A run that has been started, and the step that it asks for."""
 
-    def advance(place: int, told: Progress | NonFiniteError | None) -> None:
-        asked.pop(place, None)
+    ticket: Ticket
+    course: Course
+    asks: Training | None = None
+
+    def advance(self, told: Progress | Exception | None) -> None:
+        """Let the run go on, having told it what became of the step it asked for."""
+        self.asks = None
         try:
-            asked[place] = next(runs[place]) if told is None else runs[place].send(told)
+            match told:
+                case None:
+                    self.asks = next(self.course)
+                case StoppedError():
+                    self.asks = self.course.throw(told)
+                case _:
+                    self.asks = self.course.send(told)
         except StopIteration as end:
-            outcomes[place] = end.value
-        except AttemptError as error:
-            outcomes[place] = error
-
-    try:
-        for place in range(len(runs)):
-            advance(place, None)
-        while asked:
-            places = list(asked)
-            for place, told in zip(places, take_step([asked[place] for place in places]), strict=True):
-                advance(place, told)
-    finally:
-        for run in runs:
-            run.close()
-    return [outcomes[place] for place in range(len(runs))]
+            self.ticket.on_end(end.value)
+        except Exception as error:  # noqa: BLE001 - any failure belongs to the run, not to those beside it
+            self.ticket.on_end(error)
 
 
-def _executed(
-    config: Config,
-    learn: Callable[[_Run, _Totals], _Asking],
-    *,
-    rows: Literal["all", "test"],
-    on_progress: OnProgress,
-) -> Generator[Training, Progress | NonFiniteError, RunResult]:
-    ingredients = gather(config, rows=rows)
-    method, digest = ingredients.build(), ingredients.digest()
-    directory = RunDirectory(Path(config.runs).expanduser() / run_name(config, digest))
-    run = _Run(ingredients=ingredients, method=method, digest=digest, directory=directory, emit=on_progress)
-    report = _finished(run)
-    if report is None:
-        with directory.leased(config):
-            report = _finished(run)
-            if report is None:
-                report = yield from _completed(run, learn)
-    return RunResult(directory.path, report)
+def _drive(
+    take: Callable[[int], Sequence[Ticket]], *, most: int, learn: Learn, rows: Literal["all", "test"]
+) -> None:
+    """Take runs to their ends, the steps that they ask for at one time in one forward pass."""
+    under_way: list[_UnderWay] = []
 
+    def close() -> None:
+        for run in under_way:
+            run.course.close()
 
-def _finished(run: _Run) -> dict[str, Any] | None:
-    """Return the report of a run that has finished, what it learned being in the bank; None of one that has not."""
-    report = run.directory.report()
-    if report is None or report["digest"] != run.digest:
-        return None
-    if not is_published(run.config, run.digest, report["bank"]):
-        selection = run.new_selection()
-        selection.restore(report["kept"], run.directory.read_best(report["best_sha256"]))
-        report["bank"] = publish(
-            run.ingredients,
-            run.method,
-            selection,
-            digest=run.digest,
-            scores=report["scores"],
-            steps=report["steps"],
-        )
-        run.directory.write_report(report)
-        run.event("published", f"published again: {', '.join(report['bank'].values())}", **report["bank"])
-    run.event("finished", f"finished before: {run.directory.path}")
-    return report
-
-
-def _completed(
-    run: _Run, learn: Callable[[_Run, _Totals], _Asking]
-) -> Generator[Training, Progress | NonFiniteError, dict[str, Any]]:
-    """Take the run to its end and return its report."""
-    config, directory, started = run.config, run.directory, time.monotonic()
-    totals = _Totals()
-    learned = yield from learn(run, totals)
-    selection = learned.selection
-    best_sha256 = directory.write_best(selection.tensors())
-    finals, scores = _final_scores(run, selection)
-    unchanged = _backbone_unchanged(run)
-    report = build_report(
-        run.ingredients,
-        run.method,
-        selection,
-        digest=run.digest,
-        plan=learned.plan,
-        steps=learned.steps,
-        finals=finals,
-        scores=scores,
-        tokens=learned.tokens,
-        seconds=totals.seconds + time.monotonic() - started,
-        backbone_unchanged=unchanged,
-    )
-    references = publish(
-        run.ingredients,
-        run.method,
-        selection,
-        digest=run.digest,
-        scores=scores,
-        steps=learned.steps,
-    )
-    report |= {"bank": references, "best_sha256": best_sha256}
-    if not run.ingredients.train:
-        report["label"] = "attempt_prior"
-    directory.write_report(report)
-    remove_checkpoints(directory.checkpoints)
-    if references:
-        run.event("published", f"published {', '.join(references.values())}", **references)
-    headlines = {task: finals[task].headline for task in config.tasks}
-    shown = ", ".join(f"{task} {value:.1f}" for task, value in headlines.items())
-    run.event("finished", f"finished: {shown}", **headlines)
-    return report
-
-
-def _keep_start(run: _Run, _totals: _Totals) -> _Asking:
-    """Keep the method as it starts."""
-    yield from ()
-    selection = run.new_selection()
-    state = run.method.trainable_state()
-    names = run.config.tasks if selection.rule == "per_task" else (SHARED,)
-    selection.kept = {name: Kept(0, None, state) for name in names}
-    plan = StepPlan(steps=0, warmup_steps=0, steps_per_epoch=1, eval_steps=1)
-    return _Learned(selection=selection, plan=plan, steps=0, tokens=0)
-
-
-def _train_and_select(run: _Run, totals: _Totals) -> _Asking:
-    """Train to the end of the budget, or until patience runs out, from wherever the run stands."""
-    config, method = run.config, run.method
-    stream = _stream(run.ingredients)
-    plan = _plan(run.ingredients, stream)
-    dtype, reason = run.ingredients.precision
-    run.event(
-        "plan",
-        f"{plan.describe()}; frozen weights in {dtype} ({reason})",
-        steps=plan.steps,
-        steps_per_epoch=plan.steps_per_epoch,
-        dtype=dtype,
-    )
-    optimizer = build_optimizer(method, config.training)
-    selection = run.new_selection()
-    _resume(run, optimizer, selection, totals)
-    history = run.directory.history(through=totals.step)
-    started, seconds_before = time.monotonic(), totals.seconds
-
-    def save() -> None:
-        history.sync()
-        save_checkpoint(
-            run.directory.checkpoints,
-            Checkpoint(
-                step=totals.step,
-                trainable=method.trainable_state(),
-                optimizer=optimizer_tensors(optimizer),
-                best=selection.tensors(),
-                facts={
-                    "selection": selection.facts(),
-                    "tokens": totals.tokens,
-                    "seconds": seconds_before + time.monotonic() - started,
-                },
-            ),
-        )
-
-    training = Training(
-        method=method,
-        stream=stream,
-        optimizer=optimizer,
-        schedule=LinearSchedule(plan.steps, plan.warmup_steps),
-        seed=config.seed,
-        max_grad_norm=config.training.max_grad_norm,
-        absent_tasks=config.training.absent_tasks,
-        step=totals.step,
-    )
-    every = -(-plan.steps // HISTORY_LINES)
-    try:
-        while not (training.done or selection.stopped):
-            progress = yield training
-            if isinstance(progress, NonFiniteError):
-                raise progress
-            totals.step = progress.step
-            totals.tokens += progress.tokens
-            if training.done or progress.step % every == 0:
-                seconds = seconds_before + time.monotonic() - started
-                history.add(_line(progress, tokens=totals.tokens, seconds=seconds))
-            run.emit(progress)
-            if training.done or progress.step % plan.eval_steps == 0:
-                _select(run, selection, history, step=progress.step)
-            ended = training.done or selection.stopped
-            if ended or progress.step % config.training.checkpoint_steps == 0:
-                save()
-            if selection.stopped:
-                run.event("stopped", f"stopped early after {progress.step} steps", step=progress.step)
-    except NonFiniteError as error:
-        save()
-        if selection.kept:
-            run.directory.write_best(selection.tensors())
-        raise NonFiniteError(
-            f"{error}; the state after step {totals.step} is kept in {run.directory.path}"
-        ) from None
-    finally:
-        history.close()
-    return _Learned(selection=selection, plan=plan, steps=totals.step, tokens=totals.tokens)
-
-
-def _resume(run: _Run, optimizer: AdamW, selection: Selection, totals: _Totals) -> None:
-    """Set everything to the newest whole checkpoint, where there is one."""
-    checkpoint = load_checkpoint(
-        run.directory.checkpoints, on_damage=lambda message: run.event("damaged", message)
-    )
-    if checkpoint is None:
-        return
-    run.method.load_trainable_state(checkpoint.trainable)
-    restore_optimizer(optimizer, checkpoint.optimizer)
-    selection.restore(checkpoint.facts["selection"], checkpoint.best)
-    totals.step = checkpoint.step
-    totals.tokens = checkpoint.facts["tokens"]
-    totals.seconds = checkpoint.facts["seconds"]
-    run.event("resumed", f"resumed after step {checkpoint.step}", step=checkpoint.step)
-
-
-def _select(run: _Run, selection: Selection, history: History, *, step: int) -> None:
-    """Evaluate every task on its dev rows and let the selection decide."""
-    evaluations = {
-        split.task.name: evaluate(run.method, split, task_index=index, config=run.config)
-        for index, split in enumerate(run.ingredients.dev)
-    }
-    improved = selection.update(step, evaluations, run.method.trainable_state())
-    values = {
-        f"dev/{task}/{metric}": value
-        for task, evaluation in evaluations.items()
-        for metric, value in evaluation.scores.items()
-    }
-    mean = sum(evaluation.headline for evaluation in evaluations.values()) / len(evaluations)
-    history.add({"step": step, **values, "dev/mean": mean})
-    run.event(
-        "evaluated",
-        f"step {step}: dev {mean:.2f}{' (best)' if improved else ''}",
-        step=step,
-        mean=mean,
-        improved=improved,
-        **values,
-    )
-
-
-def _final_scores(
-    run: _Run, selection: Selection
-) -> tuple[dict[str, Evaluation], dict[str, dict[str, dict[str, Any]]]]:
-    """Return each task's evaluation in the state kept for it, and its scores by split.
-
-    That is on test rows, but for a prior: its prompts are thrown away, so its dev rows tell enough.
-    """
-    prior = run.config.job == "prior"
-    finals: dict[str, Evaluation] = {}
-    scores: dict[str, dict[str, dict[str, Any]]] = {}
-    for index, split in enumerate(run.ingredients.dev if prior else run.ingredients.test):
-        task = split.task.name
-        run.method.load_trainable_state(selection.state_for(task))
-        finals[task] = evaluate(run.method, split, task_index=index, config=run.config)
-        scores[task] = {"dev": selection.records[task]} if task in selection.records else {}
-        if not prior:
-            scores[task]["test"] = finals[task].record()
-    return finals, scores
-
-
-def _backbone_unchanged(run: _Run) -> bool | None:
-    """Check that the frozen weights are those from before; return None where they are meant to move.
-
-    Raises:
-        BackboneError: They moved, so nothing that the run learned can be trusted.
-    """
-    if run.config.method == "finetune":
-        return None
-    found = run.ingredients.backbone.fingerprint()
-    if found != run.ingredients.fingerprint:
-        forget_backbone()
-        raise BackboneError(
-            f"backbone '{run.ingredients.backbone.identity.name}' had weights {run.ingredients.fingerprint[:12]} before "
-            f"the run and {found[:12]} after it; nothing was published; remove {run.directory.path} and run again"
-        )
-    return True
-
-
-def _stream(ingredients: Ingredients) -> BatchStream:
-    """Return the run's batches: `data.batch_rows` for each task, so that N tasks take N times as many per step."""
-    data = ingredients.config.data
-    return BatchStream(
-        ingredients.train,
-        seed=ingredients.config.seed,
-        rows=data.batch_rows * len(ingredients.tasks),
-        tokens=data.batch_tokens,
-        mixing=data.mixing,
-        mixing_temperature=data.mixing_temperature,
-        pad_id=ingredients.backbone.pad_id,
-    )
-
-
-def _plan(ingredients: Ingredients, stream: BatchStream) -> StepPlan:
-    rows = [len(split) for split in ingredients.train]
-    return plan_steps(
-        ingredients.config.training,
-        steps_per_epoch=stream.steps_per_epoch,
-        default_epochs=paper_epochs(ingredients.config, tasks=ingredients.tasks, train_rows=rows),
-    )
-
-
-def _line(progress: Progress, *, tokens: int, seconds: float) -> dict[str, Any]:
-    rates = {f"lr_{name}": rate for name, rate in progress.learning_rates.items()}
-    return {
-        "step": progress.step,
-        "loss": progress.loss,
-        "grad_norm": progress.grad_norm,
-        **rates,
-        "tokens": tokens,
-        "seconds": round(seconds, 3),
-    }
+    with ExitStack() as stack:
+        stack.callback(close)
+        settled = False
+        while True:
+            fresh = take(most - len(under_way)) if len(under_way) < most else ()
+            for ticket in fresh:
+                if not settled:
+                    stack.enter_context(_torch_settings(ticket.config))
+                    settled = True
+                run = _UnderWay(
+                    ticket, course(ticket.config, learn, rows=rows, on_progress=ticket.on_progress)
+                )
+                under_way.append(run)
+                run.advance(None)
+            under_way = [run for run in under_way if run.asks is not None]
+            if not (under_way or fresh):
+                return
+            trainings = [run.asks for run in under_way if run.asks is not None]
+            if is_asked_to_stop():
+                told: Sequence[Progress | Exception] = [StoppedError("asked to stop")] * len(under_way)
+            else:
+                told = take_step(trainings) if trainings else ()
+            for run, outcome in zip(under_way, told, strict=True):
+                run.advance(outcome)
+            under_way = [run for run in under_way if run.asks is not None]
 
 
 @contextmanager
