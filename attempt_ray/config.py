@@ -241,6 +241,9 @@ class ClusterConfig(Section):
     """CPUs of one worker; also its torch threads, at least one, unless `training.threads` says otherwise."""
     gpus_per_worker: float = Field(default=0.0, ge=0)
     """GPUs of one worker."""
+    runs_per_worker: int | None = Field(default=None, ge=1)
+    """Runs that a worker has under way at once on its one backbone, their steps in shared forward passes; None is 8 on a
+    GPU and 1 on a processor, where only batches of a few rows gain."""
     attempts: int = Field(default=2, ge=1)
     """Times a failing run is tried before it is set aside with its reason."""
 

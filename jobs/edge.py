@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,8 +21,10 @@ if TYPE_CHECKING:
 
 PRESETS = Path(__file__).parent / "presets"
 
-DONE, FAILED, MISTAKE, INTERRUPTED = 0, 1, 2, 130
-"""Exit codes: all done; something broke; the user can mend it; Ctrl-C."""
+DONE, FAILED, MISTAKE, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
+"""Exit codes: all done; something broke; the user can mend it; Ctrl-C; SIGTERM."""
+_LEAVE_SECONDS = 4.8
+"""Longest that a process which got SIGTERM takes to keep its state; then it is gone."""
 
 Result = Mapping[str, Any]
 """What a job prints as JSON. Under `failed`, a list of `{"run", "error", "user_error"}` for what was set aside."""
@@ -66,9 +70,11 @@ def perform(call: Callable[[], Result | None]) -> NoReturn:
     """Call a job, print its result as one line of JSON on stdout, and exit.
 
     Exits with 2 and one line on stderr where the user can mend it (`AttemptError`, or a disk that refuses), with 1
-    after a traceback for anything else, and with 130 for Ctrl-C.
+    after a traceback for anything else, with 130 for Ctrl-C, and within 5 s with 143 for SIGTERM, runs having kept what
+    they had reached.
     """
     code = DONE
+    signal.signal(signal.SIGTERM, _leave)
     if not sys.stderr.isatty():
         # Libraries draw bars of their own, which are no lines.
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -94,11 +100,14 @@ def perform(call: Callable[[], Result | None]) -> NoReturn:
 def one_line_errors() -> Iterator[None]:
     """Exit with 2 and one line on stderr when the block raises what the user can mend."""
     from attempt_ray.bank.durable import storage_errors
-    from attempt_ray.errors import AttemptError
+    from attempt_ray.errors import AttemptError, StoppedError
 
     try:
         with storage_errors("go on"):
             yield
+    except StoppedError as error:
+        tell(one_line(error))
+        raise SystemExit(TERMINATED) from None
     except AttemptError as error:
         tell(f"error: {one_line(error)}")
         raise SystemExit(MISTAKE) from None
@@ -113,6 +122,15 @@ def tell(text: str) -> None:
     """Print a line for people."""
     sys.stderr.write(f"{text}\n")
     sys.stderr.flush()
+
+
+def _leave(*_: object) -> None:
+    from attempt_ray.training.stopping import ask_to_stop
+
+    ask_to_stop()
+    last = threading.Timer(_LEAVE_SECONDS, os._exit, args=(TERMINATED,))
+    last.daemon = True
+    last.start()
 
 
 def _code(failed: Sequence[Mapping[str, Any]]) -> int:

@@ -25,7 +25,7 @@ from transformers import (
 from attempt_ray.config import BackboneConfig
 from attempt_ray.errors import BackboneError, unknown_name
 from attempt_ray.model.frozen_t5 import DecoderState, FrozenT5, PassOptions, WholeT5
-from attempt_ray.model.precision import choose_precision
+from attempt_ray.model.precision import choose_precision, rows_stand_alone
 
 IGNORED = -100
 """Label id that stands for padding."""
@@ -120,6 +120,12 @@ class Backbone(nn.Module):
     def device(self) -> torch.device:
         """Device of the weights."""
         return self._embedding().device
+
+    @property
+    def rows_stand_alone(self) -> bool:
+        """Whether what a row comes to has the same bits whatever rows share its pass; never so on a GPU."""
+        inner = int(self.model.config.d_ff)
+        return self.device.type == "cpu" and rows_stand_alone(self.width, inner, self._embedding().dtype)
 
     @property
     def vocabulary_VH(self) -> Tensor:

@@ -9,7 +9,9 @@ import functools
 import os
 import secrets
 import shutil
+import signal
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -112,6 +114,12 @@ def check_shared(directory: Path) -> None:
         )
 
 
+def draining_nodes() -> list[str]:
+    """Return the ids of the connected cluster's nodes that are about to be taken away, as of preempted machines."""
+    # Ray has no public way to ask this that does not need its dashboard.
+    return list(ray._private.state.state.get_draining_nodes())  # noqa: SLF001
+
+
 def _exists(path: str) -> bool:
     return Path(path).exists()
 
@@ -130,11 +138,23 @@ def _connect(cluster: ClusterConfig, scratch: Path) -> None:
     else:
         options["address"] = cluster.address
     try:
-        ray.init(**options)
+        with _signals_kept():
+            ray.init(**options)
     except (OSError, RuntimeError, ValueError) as error:
         where = cluster.address or "a private local cluster"
         reason = " ".join(str(error).split())[:300]
         raise ClusterError(f"cannot reach Ray at {where}: {reason}; check cluster.address") from error
+
+
+@contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Keep this process's way with SIGTERM, which Ray would replace by an exit at once."""
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread() and callable(handler):
+            signal.signal(signal.SIGTERM, handler)
 
 
 def _cores(cluster: ClusterConfig) -> int:

@@ -20,10 +20,11 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from attempt_ray.config import ClusterConfig, Config
 from attempt_ray.errors import ClusterError
-from attempt_ray.orchestration.cluster import check_shared, connected
+from attempt_ray.orchestration.cluster import check_shared, connected, draining_nodes
 from attempt_ray.orchestration.queue import LeaseQueue
 from attempt_ray.orchestration.study import Job, OnEvent, PoolEvent, PoolResult, Study
-from attempt_ray.orchestration.worker import Work, execute_lease, lease_runs
+from attempt_ray.orchestration.worker import Work, execute_order, lease_runs, leave_on_sigterm
+from attempt_ray.training.stopping import stop_asked
 
 __all__ = ["Job", "PoolEvent", "PoolResult", "run_jobs", "run_pool"]
 
@@ -32,6 +33,14 @@ _START_SECONDS = 300.0
 """Longest wait for the first worker of a cluster that has the resources."""
 _CLOSE_SECONDS = 60.0
 """Longest wait for the workers to leave after the last run."""
+_LEAVE_SECONDS = 4.5
+"""Longest wait for the workers to keep what their runs have reached when the pool is asked to stop."""
+_BEATS_SECONDS = 1.5
+"""Within this time every worker tells a new queue what it holds."""
+_DRAIN_SECONDS = 1.0
+"""Time between two looks for nodes that are about to be taken away."""
+_GPU_RUNS = 8
+"""Runs that a worker with a GPU has under way at once, where the config leaves it open."""
 _IDLE_DEATHS = 4
 """Deaths of workers that held no run, survived before the pool gives up."""
 
@@ -74,10 +83,11 @@ def run_jobs(
 
     Raises:
         ClusterError: The cluster cannot be reached, can never give what is asked, or lost its workers for good.
+        StoppedError: This process was asked to stop; the runs keep what they have reached.
     """
     study = Study(jobs, on_event or _nobody)
     if in_process:
-        _run_here(study, LeaseQueue(cluster.attempts), work=work)
+        _run_here(study, cluster, work=work)
     elif jobs:
         with connected(cluster) as scratch:
             _run_on_ray(study, cluster, work=work, scratch=scratch)
@@ -88,16 +98,30 @@ def _nobody(event: PoolEvent) -> None:
     """Watch nothing."""
 
 
-def _run_here(study: Study, queue: LeaseQueue, *, work: Work | None) -> None:
+def _run_here(study: Study, cluster: ClusterConfig, *, work: Work | None) -> None:
+    queue = LeaseQueue(cluster.attempts)
     notes = _Local(queue, study)
     queue.register(0)
     while True:
-        for key, config, order in study.ready():
-            queue.submit(key, config, order)
+        for key, config, place in study.ready():
+            queue.submit(key, config.model_dump(mode="json"), place, _company(config))
         if study.done():
             return
-        while (lease := queue.lease(0))["do"] == "run":
-            execute_lease(lease, work=work, queue=notes)
+        while (order := queue.lease(0, _places(cluster)))["do"] == "run":
+            execute_order(order, rank=0, places=_places(cluster), work=work, queue=notes)
+            if (error := stop_asked()) is not None:
+                raise error
+
+
+def _places(cluster: ClusterConfig) -> int:
+    """Return how many runs a worker has under way at once."""
+    return cluster.runs_per_worker or (_GPU_RUNS if cluster.gpus_per_worker else 1)
+
+
+def _company(config: Config) -> str | None:
+    """Return what runs that share a worker agree on."""
+    common = config.common()
+    return None if common is None else repr(common)
 
 
 class _Local:
@@ -107,33 +131,57 @@ class _Local:
         self._queue = queue
         self._study = study
 
-    def progress(self, key: str, lease: int, facts: Mapping[str, Any]) -> None:
+    def lease(self, rank: int, places: int = 1, company: str | None = None) -> dict[str, Any]:
+        return self._queue.lease(rank, places, company)
+
+    def progress(self, key: str, lease: str, facts: Mapping[str, Any]) -> None:
         self._queue.progress(key, lease, facts)
         self._study.take(self._queue.drain())
 
-    def finish(self, key: str, lease: int, result: Mapping[str, Any]) -> None:
+    def finish(self, key: str, lease: str, result: Mapping[str, Any]) -> None:
         self._queue.finish(key, lease, result)
         self._study.take(self._queue.drain())
 
-    def fail(self, key: str, lease: int, error: Mapping[str, Any], *, retry: bool) -> None:
+    def fail(self, key: str, lease: str, error: Mapping[str, Any], *, retry: bool) -> None:
         self._queue.fail(key, lease, error, retry=retry)
         self._study.take(self._queue.drain())
+
+    def give_back(self, key: str, lease: str) -> None:
+        self._queue.give_back(key, lease)
 
 
 def _run_on_ray(study: Study, cluster: ClusterConfig, *, work: Work | None, scratch: Path) -> None:
     name = f"attempt-pool-{uuid.uuid4().hex[:8]}"
-    queue = ray.remote(LeaseQueue).options(name=name, namespace=name, num_cpus=0).remote(cluster.attempts)
+    # The queue lives outside the driver, but holds nothing that the driver and the workers could not tell it again.
+    queue = (
+        ray.remote(LeaseQueue)
+        .options(name=name, namespace=name, num_cpus=0, max_restarts=-1, max_task_retries=-1)
+        .remote(cluster.attempts, cluster.workers)
+    )
     workers = _Workers(_trainer(name, cluster, work=work, scratch=scratch))
+    generation = ray.get(queue.generation.remote())
     checked: set[str] = set()
-    deadline = time.monotonic() + _START_SECONDS
+    deadline, looked = time.monotonic() + _START_SECONDS, 0.0
     workers.start()
+
+    def submit(key: str, config: Config, order: int) -> None:
+        ray.get(queue.submit.remote(key, config.model_dump(mode="json"), order, _company(config)))
+
     try:
         while True:
+            if (error := stop_asked()) is not None:
+                _leave(queue)
+                raise error
+            if (found := ray.get(queue.generation.remote())) != generation:
+                time.sleep(_BEATS_SECONDS)  # until all workers have told what they hold
+                for job in study.unfinished():
+                    submit(*job)
+                generation = found
             for key, config, order in study.ready():
-                if config["runs"] not in checked:
-                    check_shared(Path(config["runs"]).expanduser())
-                    checked.add(config["runs"])
-                ray.get(queue.submit.remote(key, config, order))
+                if config.runs not in checked:
+                    check_shared(Path(config.runs).expanduser())
+                    checked.add(config.runs)
+                submit(key, config, order)
             left = not workers.is_alive()  # before the last look at the queue, which then misses nothing
             study.take(ray.get(queue.drain.remote()))
             if study.done():
@@ -146,11 +194,22 @@ def _run_on_ray(study: Study, cluster: ClusterConfig, *, work: Work | None, scra
                 raise ClusterError(
                     f"no worker started within {_START_SECONDS:.0f} s; free the cluster or lower cluster.workers"
                 )
+            if time.monotonic() - looked >= _DRAIN_SECONDS:
+                looked = time.monotonic()
+                queue.vacate.remote(draining_nodes())
             time.sleep(_POLL_SECONDS)
         ray.get(queue.close.remote())
         workers.join(_CLOSE_SECONDS)
     finally:
         ray.kill(queue)
+
+
+def _leave(queue: Any) -> None:
+    """Let all workers keep what their runs have reached."""
+    ray.get(queue.stop.remote())
+    deadline = time.monotonic() + _LEAVE_SECONDS
+    while time.monotonic() < deadline and ray.get(queue.held.remote()):
+        time.sleep(_POLL_SECONDS / 4)
 
 
 class _Workers(threading.Thread):
@@ -183,9 +242,10 @@ def _trainer(name: str, cluster: ClusterConfig, *, work: Work | None, scratch: P
             "pool": name,
             "work": work,
             "threads": max(1, int(cluster.cpus_per_worker)),
+            "places": _places(cluster),
             "directory": str(Path.cwd()),
         },
-        torch_config=TorchConfig(backend="gloo"),
+        torch_config=_LeavingConfig(backend="gloo"),
         scaling_config=ray.train.ScalingConfig(
             num_workers=cluster.workers, use_gpu=cluster.gpus_per_worker > 0, resources_per_worker=resources
         ),
@@ -199,6 +259,24 @@ def _trainer(name: str, cluster: ClusterConfig, *, work: Work | None, scratch: P
             logging_config=ray.train.LoggingConfig(log_level="CRITICAL"),
         ),
     )
+
+
+class _LeavingBackend(TorchConfig(backend="gloo").backend_cls):  # type: ignore[misc]
+    """Torch's backend, whose workers leave in good order on SIGTERM."""
+
+    def on_start(self, worker_group: Any, backend_config: Any) -> None:
+        """Set up the workers; what a worker group executes runs in each worker's main thread, which gets signals."""
+        super().on_start(worker_group, backend_config)
+        worker_group.execute(leave_on_sigterm)
+
+
+class _LeavingConfig(TorchConfig):  # type: ignore[misc]
+    """Names the backend above."""
+
+    @property
+    def backend_cls(self) -> type:
+        """Return the backend's class."""
+        return _LeavingBackend
 
 
 class _Deaths(ray.train.UserCallback):  # type: ignore[misc]

@@ -80,7 +80,7 @@ class Study:
         self._results: dict[str, PoolResult] = {}
         self._on_event = on_event
 
-    def ready(self) -> Iterator[tuple[str, dict[str, Any], int]]:
+    def ready(self) -> Iterator[tuple[str, Config, int]]:
         """Yield key, config and order of every job whose needs have finished since the last call."""
         progressed = True
         while progressed:  # a job that is skipped may settle others
@@ -92,7 +92,13 @@ class Study:
                 progressed = True
                 if (config := self._config(job)) is not None:
                     self._configs[job.key] = config
-                    yield job.key, config.model_dump(mode="json"), order
+                    yield job.key, config, order
+
+    def unfinished(self) -> Iterator[tuple[str, Config, int]]:
+        """Yield key, config and order of every job that was yielded before and has no result."""
+        for order, key in enumerate(self._jobs):
+            if key in self._configs and key not in self._results:
+                yield key, self._configs[key], order
 
     def done(self) -> bool:
         """Return whether every job has a result."""
@@ -172,6 +178,6 @@ def describe_error(error: Exception) -> dict[str, Any]:
     return {
         "type": type(error).__name__,
         "message": str(error) if user else " ".join(f"{type(error).__name__}: {error}".split()),
-        "traceback": "" if user else traceback.format_exc(),
+        "traceback": "" if user else "".join(traceback.format_exception(error)),
         "user": user,
     }

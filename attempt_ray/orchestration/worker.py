@@ -1,23 +1,32 @@
-"""A worker of the pool: it leases one run after the other and keeps its loaded backbone between them."""
+"""A worker of the pool: it leases runs as long as there are any and keeps its loaded backbone between them."""
 
 from __future__ import annotations
 
 import os
+import signal
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import ray
 import ray.train
 
 from attempt_ray.config import Config, parse
-from attempt_ray.errors import AttemptError
+from attempt_ray.errors import AttemptError, StoppedError, StorageError
 from attempt_ray.orchestration.study import describe_error, progress_facts
 
+if TYPE_CHECKING:
+    from attempt_ray.training.run import RunResult, Ticket
+
 _POLL_SECONDS = 0.2
+_BEAT_SECONDS = 0.5
 _PROGRESS_SECONDS = 0.5
-"""Least time between two step reports of one run."""
+"""Least time between two step reports of one run, and between two looks for a run that could join."""
+_LEAVE_SECONDS = 4.5
+"""Longest that a worker which got SIGTERM takes to keep its state; then it is gone."""
 
 
 class Work(Protocol):
@@ -27,80 +36,222 @@ class Work(Protocol):
         """Execute one run and return an object with `directory` and `report`."""
 
 
+class Queue(Protocol):
+    """The part of a queue that a worker speaks to."""
+
+    def lease(self, rank: int, places: int = 1, company: str | None = None) -> dict[str, Any]:
+        """Return runs to execute, or what to do without."""
+
+    def progress(self, key: str, lease: str, facts: Mapping[str, Any]) -> None:
+        """Note what a run says of itself."""
+
+    def finish(self, key: str, lease: str, result: Mapping[str, Any]) -> None:
+        """Note the result of a run."""
+
+    def fail(self, key: str, lease: str, error: Mapping[str, Any], *, retry: bool) -> None:
+        """Note that a run failed."""
+
+    def give_back(self, key: str, lease: str) -> None:
+        """Let a run wait again that was stopped in good order."""
+
+
 def lease_runs(settings: dict[str, Any]) -> None:
     """Lease runs until the pool is closed; the train loop of every rank."""
     import torch
 
+    from attempt_ray.training.stopping import stop_asked, withdraw_stop
+
     torch.set_num_threads(settings["threads"])
     if Path(settings["directory"]).is_dir():
         os.chdir(settings["directory"])  # relative paths of a config mean the driver's directory
-    rank = ray.train.get_context().get_world_rank()
+    withdraw_stop()
+    rank, node = ray.train.get_context().get_world_rank(), ray.get_runtime_context().get_node_id()
     actor = ray.get_actor(settings["pool"], namespace=settings["pool"])
+    ray.get(actor.register.remote(rank, node))
+    held = Held()
+    beating = threading.Thread(target=_beat, args=(actor, rank, node, held), daemon=True)
+    beating.start()
     queue = _Remote(actor)
-    ray.get(actor.register.remote(rank))
-    executed = 0
-    while True:
-        lease = ray.get(actor.lease.remote(rank))
-        if lease["do"] == "stop":
+    while stop_asked() is None:
+        order = queue.lease(rank, settings["places"])
+        if order["do"] == "stop":
             break
-        if lease["do"] == "wait":
+        if order["do"] == "wait":
             time.sleep(_POLL_SECONDS)
             continue
-        execute_lease(lease, work=settings["work"], queue=queue)
-        executed += 1
-    # A report is a barrier over all ranks: one each, at the very end.
-    ray.train.report({"executed": executed})
+        execute_order(
+            order, rank=rank, places=settings["places"], work=settings["work"], queue=queue, held=held
+        )
+    if _terminated.is_set():
+        os._exit(128 + signal.SIGTERM)
 
 
-class Notes(Protocol):
-    """The part of a queue that a worker speaks to."""
+_terminated = threading.Event()
 
-    def progress(self, key: str, lease: int, facts: Mapping[str, Any]) -> None:
-        """Note what a run says of itself."""
 
-    def finish(self, key: str, lease: int, result: Mapping[str, Any]) -> None:
-        """Note the result of a run."""
+def leave_on_sigterm() -> None:
+    """Let SIGTERM end this process in good order: its runs keep their state and go to others.
 
-    def fail(self, key: str, lease: int, error: Mapping[str, Any], *, retry: bool) -> None:
-        """Note that a run failed."""
+    Called in the main thread of a worker's process.
+    """
+
+    def leave(*_: Any) -> None:
+        from attempt_ray.training.stopping import ask_to_stop
+
+        _terminated.set()
+        ask_to_stop()
+        last = threading.Timer(_LEAVE_SECONDS, os._exit, args=(128 + signal.SIGTERM,))
+        last.daemon = True
+        last.start()
+
+    signal.signal(signal.SIGTERM, leave)
+
+
+class Held:
+    """The leases a worker holds, by key; read by its beating thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._leases: dict[str, str] = {}
+
+    def add(self, key: str, lease: str) -> None:
+        """Note a lease."""
+        with self._lock:
+            self._leases[key] = lease
+
+    def drop(self, key: str) -> None:
+        """Forget a lease."""
+        with self._lock:
+            del self._leases[key]
+
+    def all(self) -> dict[str, str]:
+        """Return the leases by key."""
+        with self._lock:
+            return dict(self._leases)
+
+
+def _beat(actor: Any, rank: int, node: str, held: Held) -> None:
+    """Tell the queue what this worker holds, and heed it when it asks to stop."""
+    from attempt_ray.training.stopping import ask_to_stop
+
+    while True:
+        try:
+            if ray.get(actor.beat.remote(rank, held.all(), node)):
+                ask_to_stop()
+        except ray.exceptions.RayError:
+            pass  # the queue is being started again, or the pool is over
+        time.sleep(_BEAT_SECONDS)
 
 
 class _Remote:
-    """A queue actor as seen from a worker: progress is sent and forgotten, results are waited for."""
+    """A queue actor as seen from a worker: progress is sent and forgotten, all else is waited for."""
 
     def __init__(self, actor: Any) -> None:
         self._actor = actor
 
-    def progress(self, key: str, lease: int, facts: Mapping[str, Any]) -> None:
+    def lease(self, rank: int, places: int = 1, company: str | None = None) -> dict[str, Any]:
+        order: dict[str, Any] = ray.get(self._actor.lease.remote(rank, places, company))
+        return order
+
+    def progress(self, key: str, lease: str, facts: Mapping[str, Any]) -> None:
         self._actor.progress.remote(key, lease, facts)
 
-    def finish(self, key: str, lease: int, result: Mapping[str, Any]) -> None:
+    def finish(self, key: str, lease: str, result: Mapping[str, Any]) -> None:
         ray.get(self._actor.finish.remote(key, lease, result))
 
-    def fail(self, key: str, lease: int, error: Mapping[str, Any], *, retry: bool) -> None:
+    def fail(self, key: str, lease: str, error: Mapping[str, Any], *, retry: bool) -> None:
         ray.get(self._actor.fail.remote(key, lease, error, retry=retry))
 
+    def give_back(self, key: str, lease: str) -> None:
+        ray.get(self._actor.give_back.remote(key, lease))
 
-def execute_lease(lease: Mapping[str, Any], *, work: Work | None, queue: Notes) -> None:
-    """Execute a leased run and note what came of it."""
-    key, number = lease["key"], lease["lease"]
+
+def execute_order(
+    order: Mapping[str, Any],
+    *,
+    rank: int,
+    places: int,
+    work: Work | None,
+    queue: Queue,
+    held: Held | None = None,
+) -> None:
+    """Execute leased runs, and those that may join them later, and note what came of each."""
+    held = held or Held()
+    if work is not None:
+        for run in order["runs"]:
+            _execute_work(run, work=work, queue=queue, held=held)
+        return
+    from attempt_ray.training.run import execute_stream
+
+    fresh: list[Mapping[str, Any]] = list(order["runs"])
+    for run in fresh:
+        held.add(run["key"], run["lease"])
+    looked = time.monotonic()
+
+    def take(free: int) -> Sequence[Ticket]:
+        nonlocal looked
+        if not fresh and order["company"] is not None and time.monotonic() - looked >= _PROGRESS_SECONDS:
+            looked = time.monotonic()
+            # Without a run under way the stream ends here, and the next order may be of another company.
+            more = queue.lease(rank, free, order["company"]) if held.all() else None
+            if more is not None and more["do"] == "run":
+                for joining in more["runs"]:
+                    held.add(joining["key"], joining["lease"])
+                    fresh.append(joining)
+        tickets: list[Ticket] = []
+        while fresh and len(tickets) < free:
+            if (ticket := _ticket(fresh.pop(0), queue=queue, held=held)) is not None:
+                tickets.append(ticket)
+        return tickets
+
+    execute_stream(take, most=places)
+
+
+def _ticket(run: Mapping[str, Any], *, queue: Queue, held: Held) -> Ticket | None:
+    from attempt_ray.training.run import Ticket
+
     try:
-        if work is None:
-            from attempt_ray.training.run import execute
+        config = parse([run["config"]])
+    except AttemptError as error:
+        _note_end(error, run=run, queue=queue, held=held)
+        return None
+    return Ticket(
+        config=config,
+        on_progress=_teller(run, queue),
+        on_end=partial(_note_end, run=run, queue=queue, held=held),
+    )
 
-            work = execute
-        config = parse([lease["config"]])
-        last = 0.0
 
-        def on_progress(progress: Any) -> None:
-            nonlocal last
-            facts = progress_facts(progress)
-            step = facts["kind"] == "step"
-            if not step or time.monotonic() - last >= _PROGRESS_SECONDS:
-                last = time.monotonic() if step else last
-                queue.progress(key, number, facts)
-
-        result = work(config, on_progress=on_progress)
-        queue.finish(key, number, {"directory": str(result.directory), "report": dict(result.report)})
+def _execute_work(run: Mapping[str, Any], *, work: Work, queue: Queue, held: Held) -> None:
+    held.add(run["key"], run["lease"])
+    try:
+        outcome = work(parse([run["config"]]), on_progress=_teller(run, queue))
     except Exception as error:  # noqa: BLE001 - any failure belongs to the run, not to the pool
-        queue.fail(key, number, describe_error(error), retry=not isinstance(error, AttemptError))
+        outcome = error
+    _note_end(outcome, run=run, queue=queue, held=held)
+
+
+def _note_end(outcome: RunResult | Exception, *, run: Mapping[str, Any], queue: Queue, held: Held) -> None:
+    key, lease = run["key"], run["lease"]
+    held.drop(key)
+    if isinstance(outcome, StoppedError):
+        queue.give_back(key, lease)
+    elif isinstance(outcome, Exception):
+        mendable = isinstance(outcome, StorageError) or not isinstance(outcome, AttemptError)
+        queue.fail(key, lease, describe_error(outcome), retry=mendable)
+    else:
+        queue.finish(key, lease, {"directory": str(outcome.directory), "report": dict(outcome.report)})
+
+
+def _teller(run: Mapping[str, Any], queue: Queue) -> Callable[[Any], None]:
+    last = 0.0
+
+    def on_progress(progress: Any) -> None:
+        nonlocal last
+        facts = progress_facts(progress)
+        step = facts["kind"] == "step"
+        if not step or time.monotonic() - last >= _PROGRESS_SECONDS:
+            last = time.monotonic() if step else last
+            queue.progress(run["key"], run["lease"], facts)
+
+    return on_progress

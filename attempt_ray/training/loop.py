@@ -24,6 +24,7 @@ from attempt_ray.data.batching import Batch
 from attempt_ray.errors import ConfigError, NonFiniteError
 from attempt_ray.model.backbone import IGNORED
 from attempt_ray.model.methods import Method, losses
+from attempt_ray.model.precision import FEW_ROWS
 from attempt_ray.training.optimizer import LinearSchedule, step_without
 
 MOST_TOKENS_CPU = 2048
@@ -136,7 +137,7 @@ def take_step(trainings: Sequence[Training], *, most_tokens: int | None = None) 
     Args:
         trainings: Trainings on one backbone.
         most_tokens: Most tokens of one pass, prompts and padding counted; one training alone may exceed it. None is
-            what suits the device.
+            what suits the device: on a processor, trainings share a pass only where none comes to other bits by it.
 
     Returns:
         What each step did, or why it was not taken; one that fails does not disturb the others: where a shared pass
@@ -148,8 +149,9 @@ def take_step(trainings: Sequence[Training], *, most_tokens: int | None = None) 
     backbone = trainings[0].method.backbone
     if any(training.method.backbone is not backbone for training in trainings):
         raise ConfigError("trainings that share a step got several backbones; load one and build all on it")
+    exact = most_tokens is None and backbone.device.type == "cpu"
     if most_tokens is None:
-        most_tokens = MOST_TOKENS_CPU if backbone.device.type == "cpu" else MOST_TOKENS_GPU
+        most_tokens = MOST_TOKENS_CPU if exact else MOST_TOKENS_GPU
     outcomes: dict[int, Progress | Exception] = {}
     waiting: list[tuple[int, Training, Batch]] = []
     tokens = 0
@@ -160,6 +162,9 @@ def take_step(trainings: Sequence[Training], *, most_tokens: int | None = None) 
             outcomes[place] = error
             continue
         more = _tokens(training, batch)
+        if exact and (batch.labels_BL.numel() < FEW_ROWS or not backbone.rows_stand_alone):
+            outcomes |= _steps([(place, training, batch)])
+            continue
         if waiting and tokens + more > most_tokens:
             outcomes |= _steps(waiting)
             waiting, tokens = [], 0

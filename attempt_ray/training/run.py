@@ -24,7 +24,7 @@ from attempt_ray.training.course import (
     train_and_select,
 )
 from attempt_ray.training.loop import Progress, Training, take_step
-from attempt_ray.training.stopping import is_asked_to_stop
+from attempt_ray.training.stopping import stop_asked
 
 __all__ = [
     "Event",
@@ -226,10 +226,8 @@ def _drive(
             if not (under_way or fresh):
                 return
             trainings = [run.asks for run in under_way if run.asks is not None]
-            if is_asked_to_stop():
-                told: Sequence[Progress | Exception] = [StoppedError("asked to stop")] * len(under_way)
-            else:
-                told = take_step(trainings) if trainings else ()
+            stop = stop_asked()
+            told = [stop] * len(trainings) if stop else take_step(trainings) if trainings else []
             for run, outcome in zip(under_way, told, strict=True):
                 run.advance(outcome)
             under_way = [run for run in under_way if run.asks is not None]

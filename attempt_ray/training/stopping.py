@@ -19,9 +19,9 @@ def withdraw_stop() -> None:
     _asked.clear()
 
 
-def is_asked_to_stop() -> bool:
-    """Return whether runs are asked to stop."""
-    return _asked.is_set()
+def stop_asked() -> StoppedError | None:
+    """Return the error that runs shall end with where they are asked to stop, else None."""
+    return StoppedError("asked to stop; run the same command again to go on") if _asked.is_set() else None
 
 
 def heed_stop() -> None:
@@ -30,5 +30,5 @@ def heed_stop() -> None:
     Raises:
         StoppedError: They are.
     """
-    if _asked.is_set():
-        raise StoppedError("asked to stop")
+    if (error := stop_asked()) is not None:
+        raise error

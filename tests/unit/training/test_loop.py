@@ -9,6 +9,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from attempt_ray.data.batching import Batch, BatchStream
 from attempt_ray.errors import ConfigError, NonFiniteError
+from attempt_ray.training import loop as module
 from attempt_ray.training.ingredients import forget_backbone, gather
 from attempt_ray.training.loop import Progress, Training, take_step, train
 from attempt_ray.training.optimizer import LinearSchedule, build_optimizer
@@ -18,13 +19,13 @@ from attempt_ray.training.optimizer import LinearSchedule, build_optimizer
 def training(make_config):
     """Return a function that builds a training of six steps."""
 
-    def build_training(*, stream=None, start_step=0, state=None, **changes):
+    def build_training(*, stream=None, rows=4, start_step=0, state=None, **changes):
         config = make_config(**changes)
         ingredients = gather(config)
         method = ingredients.build()
         if state is not None:
             method.load_trainable_state(state)
-        stream = stream or BatchStream(ingredients.train, seed=1, rows=4)
+        stream = stream or BatchStream(ingredients.train, seed=1, rows=rows)
         return Training(
             method=method,
             stream=stream,
@@ -202,6 +203,70 @@ def test_trainings_together_are_what_each_is_alone(training, most_tokens):
         assert [one.loss for one in seen] == pytest.approx([one.loss for one in progresses], rel=1e-4)
         for name, tensor in together[place].method.trainable_state().items():
             torch.testing.assert_close(tensor, state[name], rtol=1e-3, atol=1e-4)
+
+
+@pytest.fixture
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("rows", [1, 4, 12])
+def test_on_a_processor_the_bits_do_not_tell_who_shared_the_pass(training, one_thread, rows):
+    alone, together = ([training(rows=rows, **changes) for changes in UNLIKE] for _ in range(2))
+    for one in alone:
+        list(train(one))
+    for _ in range(6):
+        take_step(together)
+    for one, other in zip(alone, together, strict=True):
+        expected = one.method.trainable_state()
+        assert all(
+            torch.equal(tensor, expected[name]) for name, tensor in other.method.trainable_state().items()
+        )
+
+
+@pytest.mark.parametrize(
+    ("stand_alone", "rows", "passes"), [(True, 12, 1), (False, 12, 3), (True, 1, 3)], ids=str
+)
+def test_on_a_processor_passes_are_shared_where_the_bits_stay(
+    training, monkeypatch, stand_alone, rows, passes
+):
+    built = [training(rows=rows, **changes) for changes in UNLIKE]
+    monkeypatch.setattr(type(built[0].method.backbone), "rows_stand_alone", stand_alone)
+    seen = []
+    original = module.losses
+    monkeypatch.setattr(module, "losses", lambda *given: seen.append(1) or original(*given))
+    take_step(built)
+    assert len(seen) == passes
+
+
+def test_a_pass_that_fails_is_taken_apart(training, monkeypatch):
+    expected = list(train(training()))
+    sound, broken = training(), training(tasks=["mrpc"])
+    original = broken.method.segment
+
+    def short_of_memory(*given, **more):
+        segment = original(*given, **more)
+        raise RuntimeError(f"out of memory for {len(segment.mask_BT)} rows")
+
+    monkeypatch.setattr(broken.method, "segment", short_of_memory)
+    for step in range(3):
+        done, failed = take_step([sound, broken], most_tokens=10_000)
+        assert done.loss == pytest.approx(expected[step].loss, rel=1e-4)
+        assert isinstance(failed, RuntimeError) and "out of memory" in str(failed)
+    assert (sound.step, broken.step) == (3, 0)
+
+
+def test_rows_that_cannot_be_read_fail_their_own_training(training):
+    def unreadable(step, batch):
+        raise OSError("rows are gone")
+
+    sound, broken = training(), training(tasks=["mrpc"])
+    broken.stream = Edited(broken.stream, unreadable)
+    done, failed = take_step([sound, broken])
+    assert isinstance(done, Progress) and isinstance(failed, OSError)
 
 
 def test_a_training_that_fails_leaves_the_others_alone(training):

@@ -9,11 +9,19 @@ import torch
 from safetensors.torch import load_file
 
 from attempt_ray.bank.store import Bank
-from attempt_ray.errors import BackboneError, ConfigError, IntegrityError, NonFiniteError
+from attempt_ray.errors import BackboneError, ConfigError, IntegrityError, NonFiniteError, StoppedError
 from attempt_ray.training import course as module
 from attempt_ray.training import run as driver
 from attempt_ray.training.ingredients import gather
-from attempt_ray.training.run import Event, execute, execute_together, mixture_without_training
+from attempt_ray.training.run import (
+    Event,
+    Ticket,
+    execute,
+    execute_stream,
+    execute_together,
+    mixture_without_training,
+)
+from attempt_ray.training.stopping import ask_to_stop, withdraw_stop
 
 
 class EndedEarlyError(Exception):
@@ -281,6 +289,79 @@ def test_fine_tuning_shares_its_backbone_with_no_run(make_config):
         execute_together([make_config(), make_config(method="finetune")])
     with pytest.raises(ConfigError, match="got no run"):
         execute_together([])
+
+
+def test_places_of_runs_that_end_are_taken_by_others(make_config):
+    configs = [make_config(seed=seed, training={"steps": seed}) for seed in range(1, 7)]
+    expected = [execute(elsewhere(config, f"alone{place}")) for place, config in enumerate(configs)]
+    waiting, under_way, outcomes, most = list(configs), set(), {}, []
+
+    def take(places):
+        tickets = []
+        for config in [waiting.pop(0) for _ in range(min(places, len(waiting)))]:
+            under_way.add(config.seed)
+
+            def on_end(outcome, seed=config.seed):
+                under_way.discard(seed)
+                outcomes[seed] = outcome
+
+            tickets.append(Ticket(config=config, on_progress=lambda _: None, on_end=on_end))
+        most.append(len(under_way))
+        return tickets
+
+    execute_stream(take, most=2)
+    assert max(most) == 2
+    for config, alone in zip(configs, expected, strict=True):
+        assert numbers(outcomes[config.seed]) == pytest.approx(numbers(alone), rel=1e-3, abs=1e-4)
+    waiting += configs  # finished before: they ask for no step, and the stream goes on to the next
+    execute_stream(take, most=2)
+    assert not waiting
+
+
+@pytest.fixture
+def stop_at():
+    """Ask to stop when a run says a thing for the first time."""
+
+    def stop_at(wanted):
+        def on_progress(progress):
+            said = progress.kind if isinstance(progress, Event) else progress.step
+            if said == wanted:
+                ask_to_stop()
+
+        return on_progress
+
+    yield stop_at
+    withdraw_stop()
+
+
+@pytest.mark.parametrize(
+    ("said", "step"),
+    [(3, 3), (2, 2), ("evaluated", 2), (6, 6)],
+    ids=["between two steps", "before an evaluation", "after it", "before the last evaluation"],
+)
+def test_a_run_that_is_asked_to_stop_keeps_its_state(make_config, stop_at, said, step):
+    config = make_config(training={"checkpoint_steps": 100})
+    whole = execute(elsewhere(config, "whole"))
+    with pytest.raises(
+        StoppedError, match=f"run the same command again to go on; the state after step {step} is"
+    ):
+        execute(config, on_progress=stop_at(said))
+    withdraw_stop()
+    events = []
+    resumed = execute(config, on_progress=events.append)
+    assert events[1].message == f"resumed after step {step}"
+    assert outcome(resumed) == outcome(whole)
+
+
+def test_a_run_that_is_asked_to_stop_before_its_first_step_has_no_state(make_config):
+    config = make_config()
+    ask_to_stop()
+    with pytest.raises(StoppedError):
+        execute(config)
+    withdraw_stop()
+    events = []
+    execute(config, on_progress=events.append)
+    assert "resumed" not in kinds(events)
 
 
 def test_non_finite_training_keeps_the_last_good_state(make_config, monkeypatch):
