@@ -53,6 +53,7 @@ test: $(STAMP)
 bench: $(STAMP)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement requirements/bench.txt
 	@$(BIN)/python tests/benchmark/training.py --data $(DATA) --backbone $(BACKBONE) --out docs/benchmarks/training-$(BACKBONE).json
+	@$(BIN)/python tests/benchmark/packing.py --data $(DATA) --backbone $(BACKBONE) --out docs/benchmarks/packing-$(BACKBONE).json
 	@$(BIN)/python tests/benchmark/serving.py --data $(DATA) --backbone $(BACKBONE) --out docs/benchmarks/serving-$(BACKBONE).json
 
 check: $(STAMP)

@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -25,8 +24,7 @@ from typing import Any
 
 import ctranslate2
 import torch
-from matplotlib.figure import Figure
-from training import (
+from common import (
     DTYPES,
     PROMPT_LENGTH,
     first_prompt,
@@ -34,9 +32,13 @@ from training import (
     gemm_gflops,
     identity_of,
     machine,
+    option_parser,
+    parsed,
     rows_of,
     stream,
+    write,
 )
+from matplotlib.figure import Figure
 from transformers import T5TokenizerFast
 
 from attempt_ray.data.batching import Batch
@@ -55,19 +57,7 @@ Answer = Callable[[Batch], object]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--backbone", default="t5-small", choices=sorted(BACKBONES))
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
-    parser.add_argument("--rows", type=int, default=16, help="rows of a batch")
-    parser.add_argument("--rounds", type=int, default=8, help="timed batches")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
-    options = parser.parse_args()
-    if not (options.data / "hub").is_dir():
-        sys.exit(f"no directory {options.data / 'hub'}; give the directory of the real rows with --data")
-    torch.set_num_threads(options.threads)
+    options = parsed(option_parser(__doc__))
     tokenizer = T5TokenizerFast.from_pretrained(options.data / "t5_tokenizer")
     with torch.inference_mode():
         result = {
@@ -82,8 +72,7 @@ def main() -> None:
             "by_length": by_length(options, tokenizer),
             "by_tasks": by_tasks(options, tokenizer),
         }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(result, indent=1) + "\n")
+    write(result, options.out)
     chart(result, options.out.with_suffix(".png"))
     print(json.dumps(result, indent=1))
 

@@ -16,62 +16,53 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import peft
 import torch
-import transformers
+from common import (
+    DOCUMENTED_WIDTH,
+    DTYPES,
+    PROMPT_LENGTH,
+    first_prompt,
+    fresh_model,
+    gemm_gflops,
+    identity_of,
+    machine,
+    option_parser,
+    parsed,
+    rows_of,
+    stream,
+    write,
+)
 from matplotlib.figure import Figure
 from peft import PromptTuningConfig, TaskType, get_peft_model
-from torch import Tensor
-from transformers import T5Config, T5ForConditionalGeneration, T5TokenizerFast
+from transformers import T5TokenizerFast
 
-from attempt_ray.config import DataConfig
-from attempt_ray.data.batching import Batch, BatchStream
-from attempt_ray.data.encoding import encode_splits
-from attempt_ray.model.backbone import Backbone, BackboneIdentity, tokenizer_sha256
+from attempt_ray.data.batching import Batch
+from attempt_ray.model.backbone import Backbone
 from attempt_ray.model.methods import PromptTuning
 from attempt_ray.model.precision import choose_precision
-from attempt_ray.model.soft_prompt import SoftPrompts, from_vocabulary
+from attempt_ray.model.soft_prompt import SoftPrompts
 from attempt_ray.reporting.costs import training_flops
 from attempt_ray.reporting.parameters import BACKBONES
-from attempt_ray.tasks import get_task
 from attempt_ray.training.loop import Training, take_step
 from attempt_ray.training.optimizer import BETAS, EPS, LinearSchedule
 
-TASKS = ("rte", "mrpc", "sst2", "qqp", "cola")
-PROMPT_LENGTH = 100
-LEARNING_RATE = 3e-2  # that of the guide
-DOCUMENTED_WIDTH = 128
+LEARNING_RATE = 3e-2  # that of PEFT's guide
 AUTHORS_WIDTH = 256
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 Step = Callable[[Batch], float]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--backbone", default="t5-small", choices=sorted(BACKBONES))
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
-    parser.add_argument("--rows", type=int, default=16, help="rows of a batch")
-    parser.add_argument("--rounds", type=int, default=8, help="timed batches")
+    parser = option_parser(__doc__)
     parser.add_argument("--curve-steps", type=int, default=50, help="steps of the loss curves; 0 draws none")
     parser.add_argument("--curve-rows", type=int, default=4, help="rows of a batch of the loss curves")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
-    options = parser.parse_args()
-    if not (options.data / "hub").is_dir():
-        raise SystemExit(
-            f"no directory {options.data / 'hub'}; give the directory of the real rows with --data"
-        )
-    torch.set_num_threads(options.threads)
+    options = parsed(parser)
     tokenizer = T5TokenizerFast.from_pretrained(options.data / "t5_tokenizer")
     result = {
         "what": "training steps of prompt tuning, 100 positions, real GLUE text, random weights",
@@ -84,8 +75,7 @@ def main() -> None:
     }
     if options.curve_steps:
         result["curves"] = curves(options, tokenizer)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(result, indent=1) + "\n")
+    write(result, options.out)
     chart(result, options.out.with_suffix(".png"))
     print(json.dumps({key: value for key, value in result.items() if key != "curves"}, indent=1))
 
@@ -179,27 +169,6 @@ def chart(result: dict[str, Any], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def stream(options: argparse.Namespace, tokenizer: Any, *, rows: int) -> BatchStream:
-    """Return batches of real training rows, bucketed by length, cut to the documented width."""
-    data = DataConfig(
-        origin="mirror",
-        root=str(options.data / "hub"),
-        max_source_tokens=DOCUMENTED_WIDTH,
-        max_train_rows=1000,
-        max_dev_rows=10,
-        max_test_rows=10,
-    )
-    digest = tokenizer_sha256(tokenizer)
-    splits = [encode_splits(get_task(name), data, tokenizer, tokenizer_digest=digest).train for name in TASKS]
-    return BatchStream(splits, seed=0, rows=rows)
-
-
-def rows_of(batch: Batch) -> list[tuple[int, int]]:
-    """Return tokens, prompt included, and target tokens of every row."""
-    tokens = batch.mask_BT.sum(dim=1) + PROMPT_LENGTH
-    return list(zip(tokens.tolist(), (batch.labels_BL >= 0).sum(dim=1).tolist(), strict=True))
-
-
 def ours(options: argparse.Namespace, tokenizer: Any, dtype: str) -> Step:
     """Return a step of this package's prompt tuning."""
     model = fresh_model(options.backbone).to(DTYPES[dtype])
@@ -281,67 +250,6 @@ def fastest_attention(options: argparse.Namespace, tokenizer: Any, batch: Batch,
         step(batch)
         spent[attention] = time.perf_counter() - started
     return min(spent, key=spent.__getitem__)
-
-
-def fresh_model(backbone: str, *, attention: str = "sdpa") -> T5ForConditionalGeneration:
-    """Return a T5 of the shape with random weights, the same at every call, and no dropout."""
-    shape = BACKBONES[backbone]
-    torch.manual_seed(0)
-    config = T5Config(
-        vocab_size=shape.vocabulary,
-        d_model=shape.width,
-        d_kv=shape.head_width,
-        d_ff=shape.feed_forward,
-        num_layers=shape.encoder_layers,
-        num_heads=shape.heads,
-        dropout_rate=0.0,
-        decoder_start_token_id=0,
-    )
-    model = T5ForConditionalGeneration(config)
-    model.set_attn_implementation(attention)
-    return model.requires_grad_(False)
-
-
-def identity_of(name: str, model: T5ForConditionalGeneration) -> BackboneIdentity:
-    """Return the identity of a model with random weights."""
-    return BackboneIdentity(
-        name=name,
-        revision=None,
-        weights_sha256="",
-        tokenizer_sha256="",
-        width=model.config.d_model,
-        vocabulary=model.config.vocab_size,
-    )
-
-
-def first_prompt(model: T5ForConditionalGeneration) -> Tensor:
-    """Return the prompt that every contender starts from."""
-    rows_VH = model.shared.weight.detach().float()
-    return from_vocabulary(rows_VH, PROMPT_LENGTH, top=5000, generator=torch.Generator().manual_seed(0))
-
-
-def gemm_gflops(dtype: torch.dtype, *, rows: int = 2048, width: int = 768, repeats: int = 8) -> float:
-    """Return the best rate of a matrix product here, in 10**9 operations a second."""
-    left, right = torch.randn(rows, width).to(dtype), torch.randn(width, width).to(dtype)
-    best = float("inf")
-    for _ in range(repeats):
-        started = time.perf_counter()
-        left @ right
-        best = min(best, time.perf_counter() - started)
-    return 2 * rows * width * width / best / 1e9
-
-
-def machine() -> dict[str, Any]:
-    """Return what the figures were measured on and with."""
-    facts = torch.cpu.get_capabilities()
-    flags: Sequence[str] = ("avx2", "avx512_f", "avx512_bf16", "amx_bf16")
-    return {
-        "processor": facts.get("cpu_name") or platform.processor(),
-        "flags": [flag for flag in flags if facts.get(flag)],
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "peft": peft.__version__,
-    }
 
 
 if __name__ == "__main__":
