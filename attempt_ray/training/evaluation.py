@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import islice
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from attempt_ray.data.batching import evaluation_batches
 from attempt_ray.data.encoding import EncodedSplit, template_options
 from attempt_ray.model.methods import Method
 from attempt_ray.tasks import headline, score
+from attempt_ray.training.parallel import ALONE, Team
 from attempt_ray.training.stopping import heed_stop
 
 
@@ -59,7 +61,9 @@ class Evaluation:
         return {"n": self.n, "metrics": dict(self.scores)}
 
 
-def evaluate(method: Method, split: EncodedSplit, *, task_index: int, config: Config) -> Evaluation:
+def evaluate(
+    method: Method, split: EncodedSplit, *, task_index: int, config: Config, team: Team = ALONE
+) -> Evaluation:
     """Return a method's score on every row of a split, dropout off; the method's mode is as before after it.
 
     Closed tasks are answered greedily within the length of their longest label, or by their most probable label under
@@ -70,6 +74,7 @@ def evaluate(method: Method, split: EncodedSplit, *, task_index: int, config: Co
         split: Dev or test rows of one task.
         task_index: Index of that task in the method's tasks.
         config: Decoding, batch size and the template choices that the split was made with.
+        team: Processes that share the work, batch by batch; all return the same.
 
     Raises:
         StoppedError: Runs of this process are asked to stop.
@@ -82,16 +87,17 @@ def evaluate(method: Method, split: EncodedSplit, *, task_index: int, config: Co
         max_new_tokens = candidates_CL.shape[1]
     else:
         max_new_tokens = min(config.evaluation.max_new_tokens, task.max_target_tokens)
-    predictions = [""] * len(split)
-    weights_NK: list[Tensor] = [torch.empty(0)] * len(split)
+    answer_by_row: dict[int, str] = {}
+    weights_by_row: dict[int, Tensor] = {}
     with _evaluating(method):
-        for batch in evaluation_batches(
+        batches = evaluation_batches(
             split,
             rows=config.evaluation.batch_rows,
             tokens=config.evaluation.batch_tokens,
             task_index=task_index,
             pad_id=backbone.pad_id,
-        ):
+        )
+        for batch in islice(batches, team.rank, None, team.size):
             heed_stop()
             on_device = batch.to(backbone.device)
             if config.evaluation.decode == "labels" and candidates_CL is not None:
@@ -102,11 +108,15 @@ def evaluate(method: Method, split: EncodedSplit, *, task_index: int, config: Co
                     on_device, max_new_tokens=max_new_tokens, candidates_CL=candidates_CL
                 )
                 answers = backbone.decode(ids_BL)
-            for place, row in enumerate(batch.row_B.tolist()):
-                predictions[row] = answers[place]
+            rows = batch.row_B.tolist()
+            answer_by_row |= zip(rows, answers, strict=True)
             if weights_BK is not None:
-                for row, weights_K in zip(batch.row_B.tolist(), weights_BK.double().cpu(), strict=True):
-                    weights_NK[row] = weights_K
+                weights_by_row |= zip(rows, weights_BK.double().cpu(), strict=True)
+    for answers_of_one, weights_of_one in team.gathered((answer_by_row, weights_by_row)):
+        answer_by_row |= answers_of_one
+        weights_by_row |= weights_of_one
+    predictions = [answer_by_row[row] for row in range(len(split))]
+    weights_NK = [weights_by_row[row] for row in range(len(split))] if method.candidates else []
     scores = score(task, predictions, split.examples(), options)
     return Evaluation(
         scores=scores,

@@ -26,6 +26,7 @@ from attempt_ray.model.backbone import IGNORED
 from attempt_ray.model.methods import Method, losses
 from attempt_ray.model.precision import FEW_ROWS
 from attempt_ray.training.optimizer import LinearSchedule, step_without
+from attempt_ray.training.parallel import ALONE, Team
 
 MOST_TOKENS_CPU = 2048
 """Most tokens of a forward pass that several trainings share on a processor: they stay in its caches."""
@@ -78,6 +79,8 @@ class Training:
     """`dense` lets Adam move the prompts of tasks without a row in the batch (authors' code), `lazy` leaves them."""
     step: int = 0
     """Optimizer steps taken so far."""
+    team: Team = ALONE
+    """Processes that share every batch."""
 
     @property
     def done(self) -> bool:
@@ -85,16 +88,25 @@ class Training:
         return self.step >= self.schedule.steps
 
     def dropout_seed(self) -> int:
-        """Return the seed of the next step's dropout."""
-        return int.from_bytes(hashlib.sha256(f"dropout/{self.seed}/{self.step}".encode()).digest()[:7])
+        """Return the seed of the next step's dropout in this process."""
+        process = f"/{self.team.rank}" if self.team.rank else ""
+        return int.from_bytes(
+            hashlib.sha256(f"dropout/{self.seed}/{self.step}{process}".encode()).digest()[:7]
+        )
 
     def update(self, batch: Batch, loss: float, rates: Mapping[str, float]) -> Progress:
-        """Take the step that the gradients ask for.
+        """Take the step that the gradients of all processes ask for.
+
+        Args:
+            batch: The batch of all processes.
+            loss: This process's part of its loss.
+            rates: Learning rates, to be told.
 
         Raises:
             NonFiniteError: Loss or gradient norm is NaN or infinite; the step was not taken.
         """
         trainables = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        loss = self.team.add_gradients(trainables, loss)
         grad_norm = nn.utils.clip_grad_norm_(trainables, self.max_grad_norm).item()
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
             self.optimizer.zero_grad(set_to_none=True)
@@ -112,7 +124,7 @@ class Training:
             loss=loss,
             grad_norm=grad_norm,
             learning_rates=rates,
-            tokens=int(batch.mask_BT.sum() + (batch.labels_BL != IGNORED).sum()),
+            tokens=int(batch.mask_BT.sum()) + _label_tokens(batch),
         )
 
 
@@ -205,18 +217,30 @@ def _gradients(
 ) -> list[tuple[float, Mapping[str, float]]]:
     """Give every training the gradients of its batch, in one pass; return its loss and learning rates."""
     backbone = trainings[0].method.backbone
-    segments, rates = [], []
+    segments, rates, shares = [], [], []
     for training, batch in zip(trainings, batches, strict=True):
         if not (training.method.training and backbone.training):
             training.method.train()  # the backbone under it may be in another mode
         rates.append(training.schedule.apply(training.optimizer, training.step))
-        segments.append(training.method.segment(batch, seed=training.dropout_seed()))
-    found = losses(backbone, segments)
-    values = torch.stack([loss.detach() for loss in found]).tolist()
-    finite = [loss for loss, value in zip(found, values, strict=True) if math.isfinite(value)]
+        part = training.team.part(batch)
+        shares.append(_label_tokens(part) / max(1, _label_tokens(batch)))
+        if len(part):
+            segments.append(training.method.segment(part, seed=training.dropout_seed()))
+    if not segments:
+        return [(0.0, rate) for rate in rates]
+    found = iter(losses(backbone, segments))
+    parts = [next(found) * share if share else torch.zeros((), device=backbone.device) for share in shares]
+    values = torch.stack([loss.detach() for loss in parts]).tolist()
+    finite = [
+        loss for loss, value in zip(parts, values, strict=True) if loss.requires_grad and math.isfinite(value)
+    ]
     if finite:
         torch.autograd.backward(finite)
     return list(zip(values, rates, strict=True))
+
+
+def _label_tokens(batch: Batch) -> int:
+    return int((batch.labels_BL != IGNORED).sum())
 
 
 def _updated(
