@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError, model_validator
@@ -235,17 +235,47 @@ class ClusterConfig(Section):
 
     address: str | None = None
     """Cluster to join; None starts a private local one."""
+    mode: Literal["pool", "isolated"] = "pool"
+    """`pool`: workers lease whole runs, several at once. `isolated`: one trainer after the other, each run on all workers,
+    which share every batch: for long runs, and for backbones that want many GPUs. Both compute the same."""
     workers: int = Field(default=2, ge=1)
     """Training workers, each with one frozen backbone."""
+    min_workers: int | None = Field(default=None, ge=1)
+    """Go on with as few workers as these while nodes are gone; None waits for nodes to have `workers` again."""
     cpus_per_worker: float = Field(default=1.0, gt=0)
     """CPUs of one worker; also its torch threads, at least one, unless `training.threads` says otherwise."""
     gpus_per_worker: float = Field(default=0.0, ge=0)
     """GPUs of one worker."""
+    resources_per_worker: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
+    """Other resources of one worker, by Ray's names, such as `memory` in bytes or a custom one."""
+    labels: dict[str, str] = Field(default_factory=dict)
+    """Labels of the nodes that may hold workers, as Ray's label selectors: `value`, `!value`, `in(a,b)` or `!in(a,b)`."""
+    spread: bool = False
+    """Spread workers over nodes instead of packing them."""
+    wait_seconds: float = Field(default=0.0, ge=0)
+    """Longest wait for nodes that an autoscaler may bring, in seconds; 0 refuses at once what does not fit."""
     runs_per_worker: int | None = Field(default=None, ge=1)
-    """Runs that a worker has under way at once on its one backbone, their steps in shared forward passes; None is 8 on a
-    GPU and 1 on a processor, where only batches of a few rows gain."""
+    """Runs that a worker of a pool has under way at once on its one backbone, their steps in shared forward passes; None
+    is 8 on a GPU and 1 on a processor, where only batches of a few rows gain."""
     attempts: int = Field(default=2, ge=1)
     """Times a failing run is tried before it is set aside with its reason."""
+
+    @model_validator(mode="after")
+    def _check_workers(self) -> ClusterConfig:
+        if self.min_workers is not None and self.min_workers > self.workers:
+            raise ValueError(
+                f"min_workers {self.min_workers} is more than workers {self.workers}; lower cluster.min_workers"
+            )
+        if clash := {"CPU", "GPU"} & set(self.resources_per_worker):
+            raise ValueError(
+                f"resources_per_worker names {clash.pop()}; set cluster.cpus_per_worker and cluster.gpus_per_worker"
+            )
+        return self
+
+    def bundle(self) -> dict[str, float]:
+        """Return what one worker asks of Ray."""
+        gpus = {"GPU": self.gpus_per_worker} if self.gpus_per_worker else {}
+        return {"CPU": self.cpus_per_worker, **gpus, **self.resources_per_worker}
 
 
 class Config(Section):

@@ -12,12 +12,14 @@ import shutil
 import signal
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import ray
+from ray.autoscaler.sdk import request_resources
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from attempt_ray.config import ClusterConfig
@@ -32,6 +34,8 @@ _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # A Train controller looks after its workers every 2 s by default; a pool of short runs should not wait for it.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    # How long a controller waits for all workers of a group before it looks again at what the cluster has.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",
 }
 
 
@@ -64,23 +68,45 @@ def connected(cluster: ClusterConfig) -> Iterator[Path]:
 
 
 def check_resources(cluster: ClusterConfig) -> None:
-    """Refuse what the connected cluster can never give: Ray itself would wait for it without end.
+    """Refuse what the connected cluster does not give: Ray itself would wait for it without end.
 
     Raises:
-        ClusterError: The nodes together have too few CPUs or GPUs for `cluster.workers` workers.
+        ClusterError: The nodes have no room for `cluster.workers` workers, or `min_workers` where that is set, within
+            `cluster.wait_seconds`.
     """
-    fits = 0
-    for node in ray.nodes():
-        if node["Alive"]:
-            fits += min(_fits(node["Resources"], "CPU", cluster.cpus_per_worker), cluster.workers)
-    if fits < cluster.workers:
-        raise ClusterError(_too_few("CPU", cluster.cpus_per_worker, cluster.workers, fits))
-    if cluster.gpus_per_worker:
-        gpus = sum(
-            _fits(node["Resources"], "GPU", cluster.gpus_per_worker) for node in ray.nodes() if node["Alive"]
-        )
-        if gpus < cluster.workers:
-            raise ClusterError(_too_few("GPU", cluster.gpus_per_worker, cluster.workers, gpus))
+    wanted = cluster.min_workers or cluster.workers
+    if _room(cluster) < wanted and cluster.wait_seconds:
+        bundles = [cluster.bundle()] * cluster.workers
+        request_resources(bundles=bundles, bundle_label_selectors=[cluster.labels] * cluster.workers)
+        deadline = time.monotonic() + cluster.wait_seconds
+        while _room(cluster) < wanted and time.monotonic() < deadline:
+            time.sleep(1.0)
+    if (room := _room(cluster)) < wanted:
+        raise ClusterError(_too_few(cluster, _alive(), room=room))
+
+
+def _alive() -> list[Mapping[str, Any]]:
+    return [node for node in ray.nodes() if node["Alive"]]
+
+
+def _room(cluster: ClusterConfig) -> int:
+    """Return how many workers the nodes could hold if nothing else ran."""
+    return sum(_fits(node["Resources"], cluster.bundle()) for node in _eligible(_alive(), cluster.labels))
+
+
+def _eligible(nodes: Iterable[Mapping[str, Any]], labels: Mapping[str, str]) -> list[Mapping[str, Any]]:
+    return [
+        node
+        for node in nodes
+        if all(_selects(rule, node.get("Labels", {}).get(key)) for key, rule in labels.items())
+    ]
+
+
+def _selects(rule: str, value: str | None) -> bool:
+    """Whether a label selector takes a node with this value; None where the node lacks the label."""
+    negated, rule = rule.startswith("!"), rule.removeprefix("!")
+    values = rule[3:-1].split(",") if rule.startswith("in(") and rule.endswith(")") else [rule]
+    return (value in [one.strip() for one in values]) != negated
 
 
 def check_shared(directory: Path) -> None:
@@ -160,23 +186,39 @@ def _signals_kept() -> Iterator[None]:
 def _cores(cluster: ClusterConfig) -> int:
     """Return the CPUs of this machine that the process may use, refusing what cannot fit before Ray is started."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    fits = _fits({"CPU": cores}, "CPU", cluster.cpus_per_worker)
-    if fits < cluster.workers:
-        raise ClusterError(_too_few("CPU", cluster.cpus_per_worker, cluster.workers, fits))
+    room = _fits({"CPU": cores}, {"CPU": cluster.cpus_per_worker})
+    if room < (cluster.min_workers or cluster.workers):
+        raise ClusterError(_too_few(cluster, [{"Resources": {"CPU": float(cores)}}], room=room))
     return cores
 
 
-def _fits(resources: Mapping[str, float], kind: str, each: float) -> int:
-    return int(resources.get(kind, 0.0) / each + 1e-9)
+def _fits(resources: Mapping[str, float], bundle: Mapping[str, float]) -> int:
+    return min(int(resources.get(kind, 0.0) / each + 1e-9) for kind, each in bundle.items())
 
 
-def _too_few(kind: str, each: float, workers: int, fits: int) -> str:
-    fix = (
-        f"--set cluster.workers={fits}"
-        if fits
-        else f"lower cluster.{kind.lower()}s_per_worker or join more nodes"
+def _too_few(cluster: ClusterConfig, nodes: Sequence[Mapping[str, Any]], *, room: int) -> str:
+    """Return what is missing, named by the resource or label that is."""
+    bundle = cluster.bundle()
+    asked = ", ".join(f"{each:g} {kind}" for kind, each in bundle.items())
+    where = "".join(f" on nodes with {key}={rule}" for key, rule in cluster.labels.items())
+    eligible = _eligible(nodes, cluster.labels)
+    most = {
+        kind: max((node["Resources"].get(kind, 0.0) for node in eligible), default=0.0) for kind in bundle
+    }
+    if room:
+        fix = f"--set cluster.workers={room}"
+    elif not eligible:
+        fix = "change cluster.labels, or join nodes that have them"
+    else:
+        short = next((kind for kind, each in bundle.items() if most[kind] < each), "CPU")
+        knob = {"CPU": "cluster.cpus_per_worker", "GPU": "cluster.gpus_per_worker"}.get(
+            short, f"cluster.resources_per_worker.{short}"
+        )
+        fix = f"the largest node has {most[short]:g} {short}; lower {knob} or join larger nodes"
+    return (
+        f"{cluster.min_workers or cluster.workers} workers of {asked} each{where} do not fit: there is room for "
+        f"{room}; {fix}"
     )
-    return f"{workers} workers of {each:g} {kind} each do not fit: there is room for {fits}; {fix}"
 
 
 @functools.cache
