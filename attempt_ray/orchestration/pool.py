@@ -1,13 +1,14 @@
-"""A pool of Ray Train workers that lease whole runs, so that a frozen backbone is loaded once per worker.
+"""A study on Ray Train: a pool of workers that lease whole runs, or a trainer of its own for each run.
 
-One TorchTrainer is started for all the runs of a study. Its workers are not in lock-step: each leases a run, executes
-it, sends back its report and leases the next. Runs may need others, and a run's config may be computed from what
-those found. What resumes after a crash is decided by the run directories alone, never by Ray's snapshot.
+For a pool, one TorchTrainer is started for all the runs of a study, so that a frozen backbone is loaded once per worker.
+Its workers are not in lock-step: each leases runs, executes them, sends back their reports and leases the next.
+Isolated runs have one TorchTrainer each, one after the other, and its workers share every batch. Runs may need others,
+and a run's config may be computed from what those found. What resumes after a crash is decided by the run directories
+alone, never by Ray's snapshot.
 """
 
 from __future__ import annotations
 
-import threading
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -16,14 +17,14 @@ from typing import Any
 
 import ray
 import ray.train
-from ray.train.torch import TorchConfig, TorchTrainer
 
 from attempt_ray.config import ClusterConfig, Config
 from attempt_ray.errors import ClusterError
 from attempt_ray.orchestration.cluster import check_shared, connected, draining_nodes
 from attempt_ray.orchestration.queue import LeaseQueue
 from attempt_ray.orchestration.study import Job, OnEvent, PoolEvent, PoolResult, Study
-from attempt_ray.orchestration.worker import Work, execute_order, lease_runs, leave_on_sigterm
+from attempt_ray.orchestration.trainer import Fit, new_trainer, threads_of
+from attempt_ray.orchestration.worker import Work, execute_order, execute_shared, lease_runs
 from attempt_ray.training.stopping import stop_asked
 
 __all__ = ["Job", "PoolEvent", "PoolResult", "run_jobs", "run_pool"]
@@ -90,7 +91,10 @@ def run_jobs(
         _run_here(study, cluster, work=work)
     elif jobs:
         with connected(cluster) as scratch:
-            _run_on_ray(study, cluster, work=work, scratch=scratch)
+            if cluster.mode == "isolated":
+                _run_isolated(study, cluster, scratch=scratch)
+            else:
+                _run_pool(study, cluster, work=work, scratch=scratch)
     return study.results()
 
 
@@ -150,15 +154,26 @@ class _Local:
         self._queue.give_back(key, lease)
 
 
-def _run_on_ray(study: Study, cluster: ClusterConfig, *, work: Work | None, scratch: Path) -> None:
+def _run_pool(study: Study, cluster: ClusterConfig, *, work: Work | None, scratch: Path) -> None:
     name = f"attempt-pool-{uuid.uuid4().hex[:8]}"
-    # The queue lives outside the driver, but holds nothing that the driver and the workers could not tell it again.
-    queue = (
-        ray.remote(LeaseQueue)
-        .options(name=name, namespace=name, num_cpus=0, max_restarts=-1, max_task_retries=-1)
-        .remote(cluster.attempts, cluster.workers)
+    queue = new_queue(name, cluster)
+    workers = Fit(
+        new_trainer(
+            lease_runs,
+            {
+                "pool": name,
+                "work": work,
+                "threads": threads_of(cluster),
+                "places": _places(cluster),
+                "directory": str(Path.cwd()),
+            },
+            name=name,
+            cluster=cluster,
+            scratch=scratch,
+            callbacks=[_Deaths(name)],
+            most_failures=_IDLE_DEATHS + 4 * cluster.attempts * cluster.workers,
+        )
     )
-    workers = _Workers(_trainer(name, cluster, work=work, scratch=scratch))
     generation = ray.get(queue.generation.remote())
     checked: set[str] = set()
     deadline, looked = time.monotonic() + _START_SECONDS, 0.0
@@ -170,7 +185,7 @@ def _run_on_ray(study: Study, cluster: ClusterConfig, *, work: Work | None, scra
     try:
         while True:
             if (error := stop_asked()) is not None:
-                _leave(queue)
+                leave(queue)
                 raise error
             if (found := ray.get(queue.generation.remote())) != generation:
                 time.sleep(_BEATS_SECONDS)  # until all workers have told what they hold
@@ -188,7 +203,7 @@ def _run_on_ray(study: Study, cluster: ClusterConfig, *, work: Work | None, scra
                 break
             if left:
                 raise ClusterError(
-                    f"the pool lost its workers for good: {workers.reason()}; run the same command again"
+                    f"the pool lost its workers for good: {workers.reason() or 'they left too early'}; run the same command again"
                 )
             if time.monotonic() > deadline and not ray.get(queue.workers.remote()):
                 raise ClusterError(
@@ -204,7 +219,16 @@ def _run_on_ray(study: Study, cluster: ClusterConfig, *, work: Work | None, scra
         ray.kill(queue)
 
 
-def _leave(queue: Any) -> None:
+def new_queue(name: str, cluster: ClusterConfig) -> Any:
+    """Return the actor that stands between a driver and its workers; it is found by its name.
+
+    It holds nothing that the driver and the workers could not tell it again after it died.
+    """
+    options = {"name": name, "namespace": name, "num_cpus": 0, "max_restarts": -1, "max_task_retries": -1}
+    return ray.remote(LeaseQueue).options(**options).remote(cluster.attempts, cluster.workers)
+
+
+def leave(queue: Any) -> None:
     """Let all workers keep what their runs have reached."""
     ray.get(queue.stop.remote())
     deadline = time.monotonic() + _LEAVE_SECONDS
@@ -212,71 +236,51 @@ def _leave(queue: Any) -> None:
         time.sleep(_POLL_SECONDS / 4)
 
 
-class _Workers(threading.Thread):
-    """The trainer, in a thread of its own: its `fit` returns when the last worker has left."""
-
-    def __init__(self, trainer: TorchTrainer) -> None:
-        super().__init__(name="attempt-pool", daemon=True)
-        self._trainer = trainer
-        self._error: BaseException | None = None
-
-    def run(self) -> None:
-        """Fit, keeping the error for the driver's thread."""
-        try:
-            self._trainer.fit()
-        except BaseException as error:  # noqa: BLE001 - the driver's thread tells of it
-            self._error = error
-
-    def reason(self) -> str:
-        """Return one line on why the workers left."""
-        return " ".join(str(self._error or "they left too early").split())[:300]
-
-
-def _trainer(name: str, cluster: ClusterConfig, *, work: Work | None, scratch: Path) -> TorchTrainer:
-    resources = {"CPU": cluster.cpus_per_worker}
-    if cluster.gpus_per_worker:
-        resources["GPU"] = cluster.gpus_per_worker
-    return TorchTrainer(
-        lease_runs,
-        train_loop_config={
-            "pool": name,
-            "work": work,
-            "threads": max(1, int(cluster.cpus_per_worker)),
-            "places": _places(cluster),
-            "directory": str(Path.cwd()),
-        },
-        torch_config=_LeavingConfig(backend="gloo"),
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=cluster.workers, use_gpu=cluster.gpus_per_worker > 0, resources_per_worker=resources
-        ),
-        run_config=ray.train.RunConfig(
-            name=name,
-            storage_path=str(scratch / "train"),
-            failure_config=ray.train.FailureConfig(
-                max_failures=_IDLE_DEATHS + 4 * cluster.attempts * cluster.workers
-            ),
-            callbacks=[_Deaths(name)],
-            logging_config=ray.train.LoggingConfig(log_level="CRITICAL"),
-        ),
-    )
-
-
-class _LeavingBackend(TorchConfig(backend="gloo").backend_cls):  # type: ignore[misc]
-    """Torch's backend, whose workers leave in good order on SIGTERM."""
-
-    def on_start(self, worker_group: Any, backend_config: Any) -> None:
-        """Set up the workers; what a worker group executes runs in each worker's main thread, which gets signals."""
-        super().on_start(worker_group, backend_config)
-        worker_group.execute(leave_on_sigterm)
-
-
-class _LeavingConfig(TorchConfig):  # type: ignore[misc]
-    """Names the backend above."""
-
-    @property
-    def backend_cls(self) -> type:
-        """Return the backend's class."""
-        return _LeavingBackend
+def _run_isolated(study: Study, cluster: ClusterConfig, *, scratch: Path) -> None:
+    """Give each run, one after the other, a trainer of its own, whose workers share every batch."""
+    name = f"attempt-isolated-{uuid.uuid4().hex[:8]}"
+    queue = new_queue(name, cluster)
+    ray.get(queue.register.remote(0))
+    try:
+        while True:
+            for key, config, place in study.ready():
+                check_shared(Path(config.runs).expanduser())
+                ray.get(queue.submit.remote(key, config.model_dump(mode="json"), place))
+            if study.done():
+                return
+            (run,) = ray.get(queue.lease.remote(0))["runs"]
+            fit = Fit(
+                new_trainer(
+                    execute_shared,
+                    {
+                        "pool": name,
+                        "run": run,
+                        "threads": threads_of(cluster),
+                        "directory": str(Path.cwd()),
+                    },
+                    name=f"{name}-{run['lease']}",
+                    cluster=cluster,
+                    scratch=scratch,
+                    most_failures=cluster.attempts - 1,
+                )
+            )
+            fit.start()
+            while fit.is_alive():
+                if (error := stop_asked()) is not None:
+                    leave(queue)
+                    raise error
+                study.take(ray.get(queue.drain.remote()))
+                fit.join(_POLL_SECONDS)
+            if (reason := fit.reason()) is not None:  # a run that ended otherwise has told so itself
+                error_of_run = {
+                    "type": "WorkerDied",
+                    "message": f"its workers died: {reason}",
+                    "traceback": "",
+                }
+                ray.get(queue.fail.remote(run["key"], run["lease"], error_of_run, retry=False))
+            study.take(ray.get(queue.drain.remote()))
+    finally:
+        ray.kill(queue)
 
 
 class _Deaths(ray.train.UserCallback):  # type: ignore[misc]

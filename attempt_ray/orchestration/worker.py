@@ -86,6 +86,37 @@ def lease_runs(settings: dict[str, Any]) -> None:
         os._exit(128 + signal.SIGTERM)
 
 
+def execute_shared(settings: dict[str, Any]) -> None:
+    """Execute one run on all workers of a trainer, each batch shared between them; the train loop of every rank."""
+    import torch
+
+    from attempt_ray.training.parallel import Team
+    from attempt_ray.training.run import execute
+    from attempt_ray.training.stopping import withdraw_stop
+
+    torch.set_num_threads(settings["threads"])
+    if Path(settings["directory"]).is_dir():
+        os.chdir(settings["directory"])
+    withdraw_stop()
+    run, team = settings["run"], Team.of_process_group()
+    actor = ray.get_actor(settings["pool"], namespace=settings["pool"])
+    queue, held = _Remote(actor), Held()
+    node = ray.get_runtime_context().get_node_id()
+    threading.Thread(target=_beat, args=(actor, team.rank, node, held), daemon=True).start()
+    held.add(run["key"], run["lease"])
+    try:
+        outcome: Any = execute(
+            parse([run["config"]]), on_progress=_teller(run, queue) if team.leads else None, team=team
+        )
+    except AttemptError as error:
+        outcome = error
+    # What is no AttemptError ends the process, and Ray Train starts all of them again.
+    if team.leads:
+        _note_end(outcome, run=run, queue=queue, held=held, retry=False)
+    if _terminated.is_set():
+        os._exit(128 + signal.SIGTERM)
+
+
 _terminated = threading.Event()
 
 
@@ -231,14 +262,21 @@ def _execute_work(run: Mapping[str, Any], *, work: Work, queue: Queue, held: Hel
     _note_end(outcome, run=run, queue=queue, held=held)
 
 
-def _note_end(outcome: RunResult | Exception, *, run: Mapping[str, Any], queue: Queue, held: Held) -> None:
+def _note_end(
+    outcome: RunResult | Exception,
+    *,
+    run: Mapping[str, Any],
+    queue: Queue,
+    held: Held,
+    retry: bool = True,
+) -> None:
     key, lease = run["key"], run["lease"]
     held.drop(key)
     if isinstance(outcome, StoppedError):
         queue.give_back(key, lease)
     elif isinstance(outcome, Exception):
         mendable = isinstance(outcome, StorageError) or not isinstance(outcome, AttemptError)
-        queue.fail(key, lease, describe_error(outcome), retry=mendable)
+        queue.fail(key, lease, describe_error(outcome), retry=retry and mendable)
     else:
         queue.finish(key, lease, {"directory": str(outcome.directory), "report": dict(outcome.report)})
 
