@@ -178,9 +178,9 @@ def _run_on_ray(study: Study, cluster: ClusterConfig, *, work: Work | None, scra
                     submit(*job)
                 generation = found
             for key, config, order in study.ready():
-                if config.runs not in checked:
-                    check_shared(Path(config.runs).expanduser())
-                    checked.add(config.runs)
+                for place in {config.runs, config.bank} - checked:
+                    check_shared(place)
+                    checked.add(place)
                 submit(key, config, order)
             left = not workers.is_alive()  # before the last look at the queue, which then misses nothing
             study.take(ray.get(queue.drain.remote()))
