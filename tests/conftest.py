@@ -7,6 +7,7 @@ import os
 import random
 import secrets
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -100,6 +101,14 @@ def s3_port() -> Iterator[int]:
         assert process.stdout is not None
         yield int(process.stdout.readline())
         process.stdin.close()
+
+
+@pytest.fixture
+def unused_port() -> int:
+    """A port of this machine that nobody listens at."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
 
 
 @pytest.fixture
