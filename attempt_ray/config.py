@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
@@ -294,7 +295,7 @@ class Config(Section):
     bank: str = "bank"
     """Directory or pyarrow filesystem URI of the prompt bank."""
     runs: str = "runs"
-    """Directory of run directories."""
+    """Directory or pyarrow filesystem URI of run directories."""
     backbone: BackboneConfig = BackboneConfig()
     data: DataConfig = DataConfig()
     prompt: PromptConfig = PromptConfig()
@@ -303,6 +304,16 @@ class Config(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     study: StudyConfig = StudyConfig()
     cluster: ClusterConfig = ClusterConfig()
+
+    @model_validator(mode="after")
+    def _check_places(self) -> Config:
+        for key, place in (("bank", self.bank), ("runs", self.runs)):
+            if carries_secret(place):
+                raise ValueError(
+                    f"{key} got a URI that carries a password or key, which every run would store; take it out, and give "
+                    "it in the environment (S3: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY)"
+                )
+        return self
 
     @model_validator(mode="after")
     def _check_together(self) -> Config:
@@ -545,6 +556,17 @@ def _merge(into: dict[str, Any], layer: Mapping[str, Any]) -> None:
             _merge(into[key], value)
         else:
             into[key] = dict(value) if isinstance(value, Mapping) else value
+
+
+_SECRETS = re.compile(r"password|secret|token|signature|(^|_)(key|sig)$")
+
+
+def carries_secret(uri: str) -> bool:
+    """Return whether a URI holds a password, or an option that by its name is a password, key or token."""
+    rest = uri.partition("://")[2]
+    options = (option.partition("=")[0].lower() for option in rest.partition("?")[2].split("&"))
+    # Keys of S3 hold slashes, so a password may reach beyond what a parser takes for the host.
+    return ":" in rest.rpartition("@")[0] or any(map(_SECRETS.search, options))
 
 
 _WHOLE = ("parents", "prior_groups")  # mappings that a later layer replaces whole

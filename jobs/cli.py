@@ -46,7 +46,7 @@ Settings = Annotated[
     ),
 ]
 BankPlace = Annotated[str, typer.Option("--bank", help="Directory or URI of the bank.")]
-RunsPlace = Annotated[Path, typer.Option("--runs", help="Directory of run directories.")]
+RunsPlace = Annotated[str, typer.Option("--runs", help="Directory or URI of run directories.")]
 NoRay = Annotated[
     bool, typer.Option("--no-ray", help="One run after the other in this process, without Ray.")
 ]
@@ -375,7 +375,7 @@ def bank_import(
 
 
 @runs_app.command("list")
-def runs_list(runs: RunsPlace = Path("runs"), as_json: AsJson = False) -> None:
+def runs_list(runs: RunsPlace = "runs", as_json: AsJson = False) -> None:
     """List run directories: finished ones with their score, others with the reason."""
     with one_line_errors():
         from jobs.show import run_rows
@@ -386,13 +386,13 @@ def runs_list(runs: RunsPlace = Path("runs"), as_json: AsJson = False) -> None:
 @runs_app.command("show")
 def runs_show(
     name: Annotated[str, typer.Argument(help="A run directory's name, or the end of it.")],
-    runs: RunsPlace = Path("runs"),
+    runs: RunsPlace = "runs",
 ) -> None:
     """Print the report of a run as JSON."""
     with one_line_errors():
-        from jobs.show import find_run
+        from jobs.show import run_report
 
-        typer.echo((find_run(runs, name) / "report.json").read_text().rstrip())
+        typer.echo(run_report(runs, name).rstrip())
 
 
 def _lines(path: str | None) -> Iterable[str]:

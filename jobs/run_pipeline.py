@@ -24,7 +24,7 @@ from jobs import plan
 from jobs.edge import tell
 from jobs.pooled import Placement, Study, promote, run_study
 from jobs.preflight import preflight
-from jobs.report import report_on
+from jobs.report import also_at, report_on
 from jobs.watch import clock
 
 
@@ -153,7 +153,7 @@ def closing_lines(
     lines += [f"Set aside: {item['run']}: {item['error']}" for item in study.failures]
     pictures = ", ".join(path.name for path in summary.files if path.suffix == ".png")
     lines += [
-        f"Table and explanations: {_shown(summary.directory / 'report.md')}",
+        f"Table and explanations: {_shown(summary.directory / 'report.md')}{also_at(config, summary)}",
         f"Pictures beside it: {pictures}",
         "Type next:",
         *(f"  {command}" for command in next_commands(config, shown, configs=configs)),

@@ -8,6 +8,7 @@ from attempt_ray.config import Config
 from attempt_ray.errors import ConfigError
 from attempt_ray.orchestration.study import PoolEvent
 from jobs import plan
+from jobs.preflight import check_stores
 from jobs.watch import Screen
 
 
@@ -29,6 +30,7 @@ def train_target(
         raise ConfigError("tasks is empty; name at least one, such as --set tasks=[rte]")
     from attempt_ray.training.run import execute, mixture_without_training
 
+    check_stores(config)
     label = "attempt_mt" if config.method == "attempt" and len(config.tasks) > 1 else config.method
     run = plan.target_config(config, label=label, tasks=config.tasks, seed=config.seed)
     name = "+".join(config.tasks)

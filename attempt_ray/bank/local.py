@@ -100,6 +100,20 @@ class LocalStorage:
         ):
             write_durably(self.root / path, data)
 
+    def remove(self, path: str) -> None:
+        """Remove durably what is at a path; see `Storage.remove`."""
+        parent, _, name = path.rpartition("/")
+        with storage_errors(f"remove {self.place(path)}"):
+            directory = self.root.joinpath(*parent.split("/"))
+            self._inside(parent)
+            if not os.path.lexists(directory / name):
+                return
+            if (directory / name).is_dir() and not (directory / name).is_symlink():
+                shutil.rmtree(directory / name)
+            else:
+                (directory / name).unlink()
+            sync_directory(directory)
+
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the root's lock file; the system releases it when the process ends, however it ends.

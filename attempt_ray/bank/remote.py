@@ -1,4 +1,4 @@
-"""The bank on any other filesystem that pyarrow opens: S3, GCS, HDFS, and fsspec's (``fsspec+memory://``).
+"""The bank and runs on any other filesystem that pyarrow opens: S3, GCS, HDFS, and fsspec's (``fsspec+memory://``).
 
 Object stores have no rename and no lock, so two rules stand in for them. The last file of a version is written last,
 and a version without it does not exist. A writer claims a number before it writes: it leaves a claim in the version's
@@ -49,8 +49,10 @@ class RemoteStorage:
                 raise FileNotFoundError(self.place(path))
             if information.type != fs.FileType.File:
                 raise IntegrityError(f"{self.place(path)} is no file; remove it")
+            # No more than there is: a stream sets memory aside for what it is asked.
+            most = limit if information.size is None else min(limit, information.size)
             with self.filesystem.open_input_stream(self._full(path)) as stream:
-                data = bytes(stream.read(limit + 1))
+                data = bytes(stream.read(most + 1))
         if len(data) > limit:
             raise IntegrityError(
                 f"{self.place(path)} is larger than the {limit:,} bytes it can be; restore or remove it"
@@ -62,7 +64,7 @@ class RemoteStorage:
         with _refusals(f"list {self.place(path)}"):
             selector = fs.FileSelector(self._full(path), allow_not_found=True)
             found = self.filesystem.get_file_info(selector)
-        return sorted(Entry(item.base_name, _kind(item.type)) for item in found)
+        return sorted(Entry(item.base_name, _kind(item.type), _seconds(item.mtime_ns)) for item in found)
 
     def commit(self, path: str, files: Mapping[str, bytes]) -> None:
         """Claim the directory, then write the files in order, the last one last; see `Storage.commit`."""
@@ -91,6 +93,14 @@ class RemoteStorage:
             self.filesystem.create_dir(self._full(path.rpartition("/")[0]), recursive=True)
             self._write(path, data)
 
+    def remove(self, path: str) -> None:
+        """Remove an object, or a directory with all that it holds; see `Storage.remove`."""
+        with _refusals(f"remove {self.place(path)}"), suppress(FileNotFoundError):
+            if self.filesystem.get_file_info(self._full(path)).type == fs.FileType.Directory:
+                self.filesystem.delete_dir(self._full(path))
+            else:
+                self.filesystem.delete_file(self._full(path))
+
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Do nothing: object stores have no locks."""
@@ -118,6 +128,10 @@ def _kind(found: fs.FileType) -> Literal["file", "directory", "other"]:
     if found == fs.FileType.File:
         return "file"
     return "directory" if found == fs.FileType.Directory else "other"
+
+
+def _seconds(nanoseconds: int | None) -> float | None:
+    return None if nanoseconds is None else nanoseconds / 1e9
 
 
 @contextmanager

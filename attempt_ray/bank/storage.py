@@ -1,4 +1,4 @@
-"""What the bank needs of a place to keep files: few operations, under rules that every place obeys.
+"""What the bank and runs need of a place to keep files: few operations, under rules that every place obeys.
 
 Paths are relative, with ``/``, and made of names from `attempt_ray.bank.names`; ``""`` is the root.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 
@@ -17,6 +17,8 @@ class Entry:
 
     name: str
     kind: Literal["file", "directory", "other"]
+    modified: float | None = field(default=None, compare=False)
+    """When an object was written, in seconds since the epoch by the store's clock; None where that is not told."""
 
 
 class Storage(Protocol):
@@ -48,6 +50,9 @@ class Storage(Protocol):
 
     def replace(self, path: str, data: bytes) -> None:
         """Write a file, replacing it wholly."""
+
+    def remove(self, path: str) -> None:
+        """Remove a file, or a directory with all that it holds; one that is not there is as good."""
 
     def lock(self) -> AbstractContextManager[None]:
         """Keep other writers out, where the place can."""

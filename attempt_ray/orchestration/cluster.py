@@ -5,6 +5,7 @@ Nothing else in the library starts, joins or stops Ray, or reads an environment 
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import os
 import secrets
@@ -14,7 +15,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,11 @@ import ray
 from ray.autoscaler.sdk import request_resources
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from attempt_ray.bank.durable import temporary_name
+from attempt_ray.bank.local import LocalStorage
+from attempt_ray.bank.places import check_reachable, open_storage
 from attempt_ray.config import ClusterConfig
-from attempt_ray.errors import ClusterError
+from attempt_ray.errors import AttemptError, ClusterError
 
 _OBJECT_STORE_BYTES = 100 * 2**20
 """The pool sends configs and reports only; Ray's default is a third of the memory."""
@@ -109,34 +113,57 @@ def _selects(rule: str, value: str | None) -> bool:
     return (value in [one.strip() for one in values]) != negated
 
 
-def check_shared(directory: Path) -> None:
-    """Refuse a directory that some node of the connected cluster does not see.
+def check_shared(place: str) -> None:
+    """Refuse a directory or store that some node of the connected cluster does not share with this process.
+
+    Each node reads a file of this process, writes one back, and, on a disk, finds a file locked that this process has
+    locked. A private disk of the only node needs no check.
+
+    Args:
+        place: Path or pyarrow filesystem URI; it is made if it is not there.
 
     Raises:
-        ClusterError: A node would write its runs to a disk of its own.
+        BankError: `place` is neither.
+        ClusterError: A node cannot see it, write to it, or is not kept out by a lock.
+        StorageError: This process cannot write to it.
     """
     alive = [node for node in ray.nodes() if node["Alive"]]
-    if len(alive) == 1:
+    storage = open_storage(place, what="runs or bank")
+    local = isinstance(storage, LocalStorage)
+    if local and len(alive) == 1:
         return
-    directory.mkdir(parents=True, exist_ok=True)
-    marker = directory.absolute() / f".seen-{secrets.token_hex(4)}"
-    marker.touch()
+    # Nodes do not share what a relative path means.
+    shared = storage.place() if isinstance(storage, LocalStorage) else place
+    marker, answers = temporary_name("seen"), {node["NodeID"]: temporary_name("heard") for node in alive}
+    if not local:
+        check_reachable(storage)
+    storage.replace(marker, b"seen")
     try:
-        seen = {
-            node["NodeManagerAddress"]: ray.remote(_exists)
-            .options(
-                num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            )
-            .remote(str(marker))
-            for node in alive
-        }
-        blind = [address for address, answer in seen.items() if not ray.get(answer)]
+        with _locked_file(Path(storage.place(marker))) if local else nullcontext():
+            told = {
+                node["NodeManagerAddress"]: ray.remote(_share)
+                .options(
+                    num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+                )
+                .remote(shared, marker, answers[node["NodeID"]])
+                for node in alive
+            }
+            problems = {address: problem for address, task in told.items() if (problem := ray.get(task))}
+        if not problems:
+            heard = {entry.name for entry in storage.entries("")}
+            problems = {
+                node["NodeManagerAddress"]: "this process cannot see what it writes"
+                for node in alive
+                if answers[node["NodeID"]] not in heard
+            }
     finally:
-        marker.unlink(missing_ok=True)
-    if blind:
+        for name in (marker, *answers.values()):
+            storage.remove(name)
+    if problems:
+        told_of = "; ".join(f"{address}: {problem}" for address, problem in problems.items())
         raise ClusterError(
-            f"{directory} is not on a disk that every node shares: {', '.join(blind)} cannot see it; "
-            "set runs and bank to a shared directory"
+            f"{storage.place()} is not shared by every node: {told_of}; set runs and bank to a directory or store that all "
+            "nodes share"
         )
 
 
@@ -146,8 +173,38 @@ def draining_nodes() -> list[str]:
     return list(ray._private.state.state.get_draining_nodes())  # noqa: SLF001
 
 
-def _exists(path: str) -> bool:
-    return Path(path).exists()
+def _share(place: str, marker: str, answer: str) -> str | None:
+    """Read the marker and write an answer beside it; return what went wrong, or None. Executed on each node."""
+    try:
+        storage = open_storage(place)
+        if isinstance(storage, LocalStorage):
+            if not storage.root.is_dir():
+                return "it cannot see it"
+            with _locked_file(Path(storage.place(marker))) as locked:
+                if locked:
+                    return "locks of other nodes do not bind it (mount it without nolock and local_lock)"
+        else:
+            check_reachable(storage)
+        if storage.read(marker, limit=64) != b"seen":
+            return "it reads something else than was written"
+        storage.replace(answer, b"heard")
+    except FileNotFoundError:
+        return "it cannot see it"
+    except AttemptError as error:
+        return str(error)
+    return None
+
+
+@contextmanager
+def _locked_file(path: Path) -> Iterator[bool]:
+    """Lock a file for the time of the block; yield whether that was possible."""
+    with path.open("r+b") as file:  # NFS locks for writing what is open for writing alone
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
 
 
 def _connect(cluster: ClusterConfig, scratch: Path) -> None:

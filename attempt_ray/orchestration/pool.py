@@ -40,6 +40,8 @@ _BEATS_SECONDS = 1.5
 """Within this time every worker tells a new queue what it holds."""
 _DRAIN_SECONDS = 1.0
 """Time between two looks for nodes that are about to be taken away."""
+_DRIVER = -1
+"""The rank under which a driver leases the runs of isolated trainers."""
 _GPU_RUNS = 8
 """Runs that a worker with a GPU has under way at once, where the config leaves it open."""
 _IDLE_DEATHS = 4
@@ -193,9 +195,9 @@ def _run_pool(study: Study, cluster: ClusterConfig, *, work: Work | None, scratc
                     submit(*job)
                 generation = found
             for key, config, order in study.ready():
-                if config.runs not in checked:
-                    check_shared(Path(config.runs).expanduser())
-                    checked.add(config.runs)
+                for place in {config.runs, config.bank} - checked:
+                    check_shared(place)
+                    checked.add(place)
                 submit(key, config, order)
             left = not workers.is_alive()  # before the last look at the queue, which then misses nothing
             study.take(ray.get(queue.drain.remote()))
@@ -240,15 +242,18 @@ def _run_isolated(study: Study, cluster: ClusterConfig, *, scratch: Path) -> Non
     """Give each run, one after the other, a trainer of its own, whose workers share every batch."""
     name = f"attempt-isolated-{uuid.uuid4().hex[:8]}"
     queue = new_queue(name, cluster)
-    ray.get(queue.register.remote(0))
+    ray.get(queue.register.remote(_DRIVER))
+    checked: set[str] = set()
     try:
         while True:
-            for key, config, place in study.ready():
-                check_shared(Path(config.runs).expanduser())
-                ray.get(queue.submit.remote(key, config.model_dump(mode="json"), place))
+            for key, config, order in study.ready():
+                for place in {config.runs, config.bank} - checked:
+                    check_shared(place)
+                    checked.add(place)
+                ray.get(queue.submit.remote(key, config.model_dump(mode="json"), order))
             if study.done():
                 return
-            (run,) = ray.get(queue.lease.remote(0))["runs"]
+            (run,) = ray.get(queue.lease.remote(_DRIVER))["runs"]
             fit = Fit(
                 new_trainer(
                     execute_shared,

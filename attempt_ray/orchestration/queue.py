@@ -99,6 +99,8 @@ class LeaseQueue:
             for key, lease in held.items():
                 if key not in self._entries:
                     self._held_before[key] = (rank, lease)
+        elif rank in self._present:
+            self._present[rank] = node
         return self._shall_stop(rank)
 
     def lease(self, rank: int, places: int = 1, company: str | None = None) -> dict[str, Any]:

@@ -7,16 +7,27 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection, Mapping
+import os
+import tempfile
+from collections.abc import Collection, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from attempt_ray.bank.local import LocalStorage
+from attempt_ray.bank.places import open_runs
+from attempt_ray.bank.storage import Storage
 from attempt_ray.errors import DataError
 
 _FIX = "finish some runs with `python -m jobs.run_pipeline`, or set `runs` to the directory that holds them"
+_MOST_BYTES = 2**30
+"""No report or history of a run is larger."""
+_AT_ONCE = 8
+"""Runs fetched from a store at once."""
 
 
 class _Record(BaseModel):
@@ -162,6 +173,45 @@ def read_runs(root: Path, *, digests: Collection[str] | None = None) -> RunSet:
         held = f"{len(set_aside)} without a result, such as {set_aside[0].reason}" if set_aside else "nothing"
         raise DataError(f"{root} holds no finished run ({held}); {_FIX}")
     return RunSet(root=root, runs=tuple(runs), set_aside=tuple(set_aside))
+
+
+@contextmanager
+def fetched(place: str) -> Iterator[Path]:
+    """Hold the directory of run directories at a path or URI as one of this machine, for the time of the block.
+
+    Of an object store it is a temporary one with what reporting reads of every run; of earlier reports it holds the
+    names alone.
+
+    Raises:
+        ConfigError: `place` is neither a path nor a URI that pyarrow opens.
+        IntegrityError: A file is larger than it can be.
+        StorageError: The store refused.
+    """
+    storage = open_runs(place)
+    if isinstance(storage, LocalStorage):
+        yield storage.root if "://" in place else Path(place).expanduser()
+        return
+    with tempfile.TemporaryDirectory(prefix="attempt-runs-") as root, ThreadPoolExecutor(_AT_ONCE) as pool:
+        names = [
+            entry.name
+            for entry in storage.entries("")
+            if entry.kind == "directory" and not entry.name.startswith(".")
+        ]
+        list(pool.map(lambda name: _fetch(storage, name, Path(root) / name), names))
+        yield Path(root)
+
+
+def _fetch(storage: Storage, name: str, directory: Path) -> None:
+    directory.mkdir()
+    found = {entry.name: entry for entry in storage.entries(name) if entry.kind == "file"}
+    if "report.md" in found:
+        (directory / "report.md").touch()
+        return
+    for file in ("metrics.jsonl", "report.json"):
+        if file in found:
+            (directory / file).write_bytes(storage.read(f"{name}/{file}", limit=_MOST_BYTES))
+            if (modified := found[file].modified) is not None:
+                os.utime(directory / file, (modified, modified))
 
 
 def read_run(directory: Path) -> Run:

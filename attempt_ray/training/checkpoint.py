@@ -36,7 +36,9 @@ KEEP = 2
 """Checkpoints that stay: the newest, and one to fall back on."""
 
 _SCHEMA = 1
-_STATE, _BEST, _MANIFEST = "state.safetensors", "best.safetensors", "manifest.json"
+_STATE, _BEST, MANIFEST = "state.safetensors", "best.safetensors", "manifest.json"
+FILES = (_STATE, _BEST, MANIFEST)
+"""Every file of a checkpoint, in the order they are written."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +85,7 @@ def save_checkpoint(directory: Path, checkpoint: Checkpoint) -> Path:
         "facts": checkpoint.facts,
         "files": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
     }
-    files[_MANIFEST] = _sealed(manifest)
+    files[MANIFEST] = _sealed(manifest)
     needed = sum(map(len, files.values()))
     with storage_errors(f"write {final}", where=directory, needed=needed):
         directory.mkdir(parents=True, exist_ok=True)
@@ -140,7 +142,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     Raises:
         IntegrityError: A file is missing or does not hold what was written.
     """
-    manifest = _unsealed(path / _MANIFEST)
+    manifest = _unsealed(path / MANIFEST)
     tensors: dict[str, dict[str, Tensor]] = {}
     for name in (_STATE, _BEST):
         data, expected = _read(path / name), manifest["files"][name]

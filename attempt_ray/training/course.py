@@ -33,6 +33,7 @@ from attempt_ray.training.directory import History, RunDirectory, run_name
 from attempt_ray.training.evaluation import Evaluation, evaluate
 from attempt_ray.training.ingredients import Ingredients, forget_backbone, gather
 from attempt_ray.training.loop import Progress, Training
+from attempt_ray.training.mirror import open_run
 from attempt_ray.training.optimizer import (
     LinearSchedule,
     StepPlan,
@@ -67,8 +68,8 @@ OnProgress = Callable[[Progress | Event], None]
 class RunResult:
     """A finished run."""
 
-    directory: Path
-    """Its directory."""
+    directory: Path | str
+    """Its directory; on an object store its URI, without options."""
     report: Mapping[str, Any]
     """The content of its report.json."""
 
@@ -146,7 +147,7 @@ def course(
     """
     ingredients = gather(config, rows=rows)
     method, digest = ingredients.build(), ingredients.digest()
-    directory = RunDirectory(Path(config.runs).expanduser() / run_name(config, digest))
+    directory = open_run(config, run_name(config, digest))
     run = _Run(ingredients=ingredients, method=method, digest=digest, directory=directory, emit=on_progress)
     report = _finished(run)
     if report is None:
@@ -154,7 +155,7 @@ def course(
             report = _finished(run)
             if report is None:
                 report = yield from _completed(run, learn)
-    return RunResult(directory.path, report)
+    return RunResult(directory.place, report)
 
 
 def _finished(run: _Run) -> dict[str, Any] | None:
@@ -175,7 +176,7 @@ def _finished(run: _Run) -> dict[str, Any] | None:
         )
         run.directory.write_report(report)
         run.event("published", f"published again: {', '.join(report['bank'].values())}", **report["bank"])
-    run.event("finished", f"finished before: {run.directory.path}")
+    run.event("finished", f"finished before: {run.directory.place}")
     return report
 
 
@@ -214,6 +215,7 @@ def _completed(run: _Run, learn: Learn) -> Generator[Training, Progress | Except
         report["label"] = "attempt_prior"
     directory.write_report(report)
     remove_checkpoints(directory.checkpoints)
+    directory.keep()
     if references:
         run.event("published", f"published {', '.join(references.values())}", **references)
     headlines = {task: finals[task].headline for task in config.tasks}
@@ -269,6 +271,7 @@ def train_and_select(run: _Run, totals: _Totals) -> _Asking:
                 },
             ),
         )
+        run.directory.keep()
 
     training = Training(
         method=method,
@@ -311,7 +314,7 @@ def train_and_select(run: _Run, totals: _Totals) -> _Asking:
         if selection.kept:
             run.directory.write_best(selection.tensors())
         raise type(error)(
-            f"{error}; the state after step {totals.step} is kept in {run.directory.path}"
+            f"{error}; the state after step {totals.step} is kept in {run.directory.place}"
         ) from None
     finally:
         history.close()
@@ -321,8 +324,12 @@ def train_and_select(run: _Run, totals: _Totals) -> _Asking:
 def _resume(run: _Run, optimizer: AdamW, selection: Selection, totals: _Totals) -> None:
     """Set everything to the newest whole checkpoint, where there is one."""
     checkpoint = load_checkpoint(
-        run.directory.checkpoints, on_damage=lambda message: run.event("damaged", message)
+        run.directory.checkpoints,
+        on_damage=lambda message: run.event(
+            "damaged", message.replace(str(run.directory.path), str(run.directory.place))
+        ),
     )
+    run.directory.keep()
     if checkpoint is None:
         return
     run.method.load_trainable_state(checkpoint.trainable)
@@ -392,7 +399,7 @@ def _backbone_unchanged(run: _Run) -> bool | None:
         forget_backbone()
         raise BackboneError(
             f"backbone '{run.ingredients.backbone.identity.name}' had weights {run.ingredients.fingerprint[:12]} before "
-            f"the run and {found[:12]} after it; nothing was published; remove {run.directory.path} and run again"
+            f"the run and {found[:12]} after it; nothing was published; remove {run.directory.place} and run again"
         )
     return True
 

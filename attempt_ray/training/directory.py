@@ -20,14 +20,20 @@ from safetensors import SafetensorError
 from safetensors import torch as safetensors
 from torch import Tensor
 
-from attempt_ray.bank.durable import remove_temporaries, sha256_file, storage_errors, write_durably
+from attempt_ray.bank.durable import remove_temporaries, storage_errors, write_durably
 from attempt_ray.config import Config
 from attempt_ray.errors import ConfigError, IntegrityError
 
 LEASE_SECONDS = 5.0
 """Longest wait for another process to leave the run; a killed one may take a moment to be gone."""
 
-_LEASE = ".lease"
+LEASE, CONFIG, METRICS, BEST, REPORT = (
+    ".lease",
+    "config.json",
+    "metrics.jsonl",
+    "best.safetensors",
+    "report.json",
+)
 _MAX_TASKS_CHARACTERS = 60
 
 
@@ -55,40 +61,45 @@ class RunDirectory:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.checkpoints = path / "checkpoints"
-        self._metrics = path / "metrics.jsonl"
-        self._report = path / "report.json"
-        self._best = path / "best.safetensors"
+        self._metrics = path / METRICS
+        self._report = path / REPORT
+        self._best = path / BEST
+
+    @property
+    def place(self) -> Path | str:
+        """What people call the directory."""
+        return self.path
 
     @contextmanager
     def leased(self, config: Config) -> Iterator[None]:
         """Hold the run for this process, its directory made and its config written; the kernel frees a dead holder's.
 
+        The lock is flock's. On NFS that is enough: Linux turns it into a lock at the server (since 2.6.12), which keeps
+        the other nodes out too and falls with the node that held it, at once when its process ends and with NFSv4's own
+        lease (90 s by default) when the node dies. A mount with `nolock` or `local_lock` keeps locks to one node;
+        `orchestration.cluster.check_shared` refuses it.
+
         Raises:
             ConfigError: Another process holds it.
             StorageError: The disk refused.
         """
-        with storage_errors(f"write {self.path}", where=self.path):
-            self.path.mkdir(parents=True, exist_ok=True)
-            lease = (self.path / _LEASE).open("a+b")
-        with lease:
-            self._lock(lease.fileno())
-            with storage_errors(f"write {self.path}", where=self.path):
-                lease.truncate(0)
-                lease.write(f"{os.getpid()}\n".encode())
-                lease.flush()
-                remove_temporaries(self.path)
-            described = json.dumps(config.model_dump(mode="json"), indent=1, sort_keys=True).encode()
-            if not (self.path / "config.json").exists():
-                write_durably(self.path / "config.json", described)
+        with self._locked():
+            self._describe(config)
             yield
+
+    def keep(self) -> None:
+        """Let whatever was written so far outlast this machine, where the run is kept elsewhere; here, it is kept already.
+
+        Raises:
+            StorageError: The store refused.
+        """
 
     def report(self) -> dict[str, Any] | None:
         """Return the report of a finished run; None before, or where the file is no report."""
         try:
-            report = json.loads(self._report.read_bytes())
-        except (FileNotFoundError, ValueError):
+            return read_report(self._report.read_bytes())
+        except FileNotFoundError:
             return None
-        return report if isinstance(report, dict) and report.get("schema") == 1 else None
 
     def write_report(self, report: Mapping[str, Any]) -> None:
         """Replace the report, durably; from here on the run is finished.
@@ -96,7 +107,8 @@ class RunDirectory:
         Raises:
             StorageError: The disk refused.
         """
-        write_durably(self._report, json.dumps(report, indent=1, allow_nan=False).encode())
+        write_durably(self._report, self._encoded(report))
+        self.keep()
 
     def write_best(self, tensors: Mapping[str, Tensor]) -> str:
         """Replace the kept states, durably; return the SHA-256 of their file.
@@ -106,6 +118,7 @@ class RunDirectory:
         """
         data = safetensors.save(dict(tensors))
         write_durably(self._best, data)
+        self.keep()
         return hashlib.sha256(data).hexdigest()
 
     def read_best(self, expected: str) -> dict[str, Tensor]:
@@ -114,16 +127,18 @@ class RunDirectory:
         Raises:
             IntegrityError: Their file is missing or does not hold what was written.
         """
-        fix = f"restore it, or remove {self.path} and run again"
+        file, fix = f"{self.place}/{BEST}", f"restore it, or remove {self.place} and run again"
         try:
-            found = sha256_file(self._best)
-            if found != expected:
-                raise IntegrityError(f"{self._best}: expected sha256 {expected}, found {found}; {fix}")
-            return safetensors.load(self._best.read_bytes())
+            data = self._read_best()
         except FileNotFoundError:
-            raise IntegrityError(f"{self._best}: expected a file, found none; {fix}") from None
+            raise IntegrityError(f"{file}: expected a file, found none; {fix}") from None
+        found = hashlib.sha256(data).hexdigest()
+        if found != expected:
+            raise IntegrityError(f"{file}: expected sha256 {expected}, found {found}; {fix}")
+        try:
+            return safetensors.load(data)
         except SafetensorError as error:
-            raise IntegrityError(f"{self._best}: expected safetensors, found {error}; {fix}") from None
+            raise IntegrityError(f"{file}: expected safetensors, found {error}; {fix}") from None
 
     def history(self, *, through: int) -> History:
         """Open the history for appending, cut back to what was known after `through` steps.
@@ -132,6 +147,34 @@ class RunDirectory:
             StorageError: The disk refused.
         """
         return History(self._metrics, through=through)
+
+    @contextmanager
+    def _locked(self) -> Iterator[int]:
+        """Hold the lock of the directory, which is made; yield the lock's descriptor."""
+        with storage_errors(f"write {self.path}", where=self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            lease = (self.path / LEASE).open("a+b")
+        with lease:
+            self._lock(lease.fileno())
+            with storage_errors(f"write {self.path}", where=self.path):
+                lease.truncate(0)
+                lease.write(f"{os.getpid()}\n".encode())
+                lease.flush()
+                remove_temporaries(self.path)
+            yield lease.fileno()
+
+    def _describe(self, config: Config) -> None:
+        """Write the config, unless it is there."""
+        described = json.dumps(config.model_dump(mode="json"), indent=1, sort_keys=True).encode()
+        if not (self.path / CONFIG).exists():
+            write_durably(self.path / CONFIG, described)
+
+    def _read_best(self) -> bytes:
+        return self._best.read_bytes()
+
+    @staticmethod
+    def _encoded(report: Mapping[str, Any]) -> bytes:
+        return json.dumps(report, indent=1, allow_nan=False).encode()
 
     def _lock(self, descriptor: int) -> None:
         deadline = time.monotonic() + LEASE_SECONDS
@@ -142,12 +185,21 @@ class RunDirectory:
                 if time.monotonic() < deadline:
                     time.sleep(0.05)
                     continue
-                holder = (self.path / _LEASE).read_text().strip() or "unknown"
+                holder = (self.path / LEASE).read_text().strip() or "unknown"
                 raise ConfigError(
-                    f"run {self.path} is being executed by process {holder}; wait for it, or set runs to another directory"
+                    f"run {self.place} is being executed by process {holder}; wait for it, or set runs to another directory"
                 ) from None
             else:
                 return
+
+
+def read_report(data: bytes) -> dict[str, Any] | None:
+    """Return the content of a report, or None where the bytes are none."""
+    try:
+        report = json.loads(data)
+    except ValueError:
+        return None
+    return report if isinstance(report, dict) and report.get("schema") == 1 else None
 
 
 class History:
