@@ -189,7 +189,7 @@ def read_run(directory: Path) -> Run:
     except ValueError:
         raise DataError(f"{directory.name}: report.json is not JSON; run it again or delete it") from None
     _check_complete(report, directory)
-    history, unreadable_lines = _read_history(directory / "metrics.jsonl")
+    history, unreadable_lines = read_history(directory / "metrics.jsonl")
     return Run(
         directory=directory,
         report=report,
@@ -217,7 +217,8 @@ def _check_complete(report: Report, directory: Path) -> None:
             )
 
 
-def _read_history(path: Path) -> tuple[tuple[Point, ...], int]:
+def read_history(path: Path) -> tuple[tuple[Point, ...], int]:
+    """Return the points of a ``metrics.jsonl`` in order of steps, and how many of its lines cannot be read."""
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

@@ -153,7 +153,11 @@ def course(
         with directory.leased(config):
             report = _finished(run)
             if report is None:
-                report = yield from _completed(run, learn)
+                try:
+                    report = yield from _completed(run, learn)
+                except Exception as error:
+                    directory.note_end(error)
+                    raise
     return RunResult(directory.path, report)
 
 
@@ -246,10 +250,11 @@ def train_and_select(run: _Run, totals: _Totals) -> _Asking:
         steps_per_epoch=plan.steps_per_epoch,
         dtype=dtype,
     )
+    run.directory.note_plan(steps=plan.steps)
     optimizer = build_optimizer(method, config.training)
     selection = run.new_selection()
     _resume(run, optimizer, selection, totals)
-    history = run.directory.history(through=totals.step)
+    history = run.directory.history(through=totals.step, tensorboard=config.training.tensorboard)
     started, seconds_before = time.monotonic(), totals.seconds
 
     def save() -> None:
