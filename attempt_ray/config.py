@@ -187,6 +187,8 @@ class TrainingConfig(Section):
     """Which state is kept: best mean of the tasks' dev headline metrics, each task's own best, or the last."""
     checkpoint_steps: int = Field(default=100, ge=1)
     """Optimizer steps between resumable checkpoints."""
+    tensorboard: bool = False
+    """Write metrics.jsonl as a TensorBoard event file too, in the run's directory."""
     threads: int | None = Field(default=None, ge=1)
     """Torch threads of the process; None leaves torch's choice. Results are bit-identical for equal threads only."""
 
@@ -353,8 +355,7 @@ class Config(Section):
         """Return the 12 hex digits that name the run: equal digests compute equal results.
 
         Places and conveniences (`bank`, `runs`, `cluster`, `study`, cache, recomputation, checkpoint interval,
-        evaluation batch)
-        do not enter.
+        event files, evaluation batch) do not enter.
 
         Args:
             **facts: Content hashes that the config only points at: data, backbone, prompts read from the bank.
@@ -475,7 +476,7 @@ class PretrainConfig(Section):
 _CONVENIENCES = {
     "backbone": ("recompute",),
     "data": ("cache_dir",),
-    "training": ("checkpoint_steps",),
+    "training": ("checkpoint_steps", "tensorboard"),
     "evaluation": ("batch_rows", "batch_tokens"),
 }
 

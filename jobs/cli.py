@@ -376,23 +376,30 @@ def bank_import(
 
 @runs_app.command("list")
 def runs_list(runs: RunsPlace = "runs", as_json: AsJson = False) -> None:
-    """List run directories: finished ones with their score, others with the reason."""
+    """List run directories: state, steps, and the score or the reason why there is none."""
     with one_line_errors():
-        from jobs.show import run_rows
+        from jobs.runs import run_rows
 
-        _table(["run", "method", "steps", "score"], run_rows(runs), as_json=as_json)
+        _table(["run", "state", "method", "steps", "score"], run_rows(runs), as_json=as_json)
 
 
 @runs_app.command("show")
 def runs_show(
-    name: Annotated[str, typer.Argument(help="A run directory's name, or the end of it.")],
+    name: Annotated[str, typer.Argument(help="A run directory's name, a part of it, or its path.")],
     runs: RunsPlace = "runs",
+    follow: Annotated[
+        bool,
+        typer.Option("--follow", "-f", help="Go on until the run ends; exits with 1 unless it finished."),
+    ] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Print the report of a run as JSON."""
+    """Tell where a run stands, running or not; --json adds its report."""
+    finished = True
     with one_line_errors():
-        from jobs.show import run_report
+        from jobs.runs import show_run
 
-        typer.echo(run_report(runs, name).rstrip())
+        finished = show_run(runs, name, follow=follow, as_json=as_json)
+    raise typer.Exit(0 if finished else 1)
 
 
 def _lines(path: str | None) -> Iterable[str]:

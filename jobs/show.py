@@ -1,4 +1,4 @@
-"""What the `attempt` command shows of tasks, bank and runs: rows of text, no deep-learning import."""
+"""What the `attempt` command shows of tasks and bank: rows of text, no deep-learning import."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from typing import Any
 
 from attempt_ray.bank.names import check_kind
 from attempt_ray.bank.store import Bank
-from attempt_ray.errors import DataError, unknown_name
-from attempt_ray.reporting.runs import fetched, read_runs
 from attempt_ray.tasks import Task, TemplateOptions, all_tasks, get_task
 
 
@@ -84,43 +82,6 @@ def version_rows(bank_place: str, kind: str | None = None) -> list[list[str]]:
             ]
         )
     return rows
-
-
-def run_rows(place: str) -> list[list[str]]:
-    """Return one row per run directory: name, method, steps, test score or the reason why there is none.
-
-    Raises:
-        ConfigError: `place` is neither a path nor a URI.
-        DataError: There is no finished run.
-        StorageError: The store refused.
-    """
-    with fetched(place) as root:
-        found = read_runs(root)
-    rows = []
-    for run in found.runs:
-        tasks = [task for task in run.report.tasks if "test" in run.report.scores[task]]
-        mean = sum(run.test_score(task) for task in tasks) / len(tasks) if tasks else None
-        score = "" if mean is None else f"{mean:.1f}{' (mean)' if len(tasks) > 1 else ''}"
-        rows.append([run.directory.name, run.report.label, f"{run.report.steps:,}", score])
-    return rows + [[item.directory.name, "", "", item.reason] for item in found.set_aside]
-
-
-def run_report(place: str, name: str) -> str:
-    """Return the report of the finished run whose name is, or ends in, `name`.
-
-    Raises:
-        ConfigError: `place` is neither a path nor a URI.
-        DataError: There is none, or several.
-        StorageError: The store refused.
-    """
-    with fetched(place) as root:
-        known = {run.directory.name: run.directory for run in read_runs(root).runs}
-        matching = [directory for key, directory in known.items() if key == name or key.endswith(name)]
-        if len(matching) > 1:
-            raise DataError(f"{len(matching)} runs end in '{name}'; give more of the name")
-        if not matching:
-            raise DataError(unknown_name("finished run", name, known))
-        return (matching[0] / "report.json").read_text()
 
 
 def _data_set(task: Task) -> str:

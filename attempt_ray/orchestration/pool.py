@@ -25,7 +25,7 @@ from attempt_ray.orchestration.queue import LeaseQueue
 from attempt_ray.orchestration.study import Job, OnEvent, PoolEvent, PoolResult, Study
 from attempt_ray.orchestration.trainer import Fit, new_trainer, threads_of
 from attempt_ray.orchestration.worker import Work, execute_order, execute_shared, lease_runs
-from attempt_ray.training.stopping import stop_asked
+from attempt_ray.training.stopping import heed_stop, is_stop_asked, stopped
 
 __all__ = ["Job", "PoolEvent", "PoolResult", "run_jobs", "run_pool"]
 
@@ -115,8 +115,7 @@ def _run_here(study: Study, cluster: ClusterConfig, *, work: Work | None) -> Non
             return
         while (order := queue.lease(0, _places(cluster)))["do"] == "run":
             execute_order(order, rank=0, places=_places(cluster), work=work, queue=notes)
-            if (error := stop_asked()) is not None:
-                raise error
+            heed_stop()
 
 
 def _places(cluster: ClusterConfig) -> int:
@@ -186,9 +185,9 @@ def _run_pool(study: Study, cluster: ClusterConfig, *, work: Work | None, scratc
 
     try:
         while True:
-            if (error := stop_asked()) is not None:
+            if is_stop_asked():
                 leave(queue)
-                raise error
+                raise stopped()
             if (found := ray.get(queue.generation.remote())) != generation:
                 time.sleep(_BEATS_SECONDS)  # until all workers have told what they hold
                 for job in study.unfinished():
@@ -271,9 +270,9 @@ def _run_isolated(study: Study, cluster: ClusterConfig, *, scratch: Path) -> Non
             )
             fit.start()
             while fit.is_alive():
-                if (error := stop_asked()) is not None:
+                if is_stop_asked():
                     leave(queue)
-                    raise error
+                    raise stopped()
                 study.take(ray.get(queue.drain.remote()))
                 fit.join(_POLL_SECONDS)
             if (reason := fit.reason()) is not None:  # a run that ended otherwise has told so itself

@@ -59,7 +59,7 @@ def lease_runs(settings: dict[str, Any]) -> None:
     """Lease runs until the pool is closed; the train loop of every rank."""
     import torch
 
-    from attempt_ray.training.stopping import stop_asked, withdraw_stop
+    from attempt_ray.training.stopping import is_stop_asked, withdraw_stop
 
     torch.set_num_threads(settings["threads"])
     if Path(settings["directory"]).is_dir():
@@ -72,7 +72,7 @@ def lease_runs(settings: dict[str, Any]) -> None:
     beating = threading.Thread(target=_beat, args=(actor, rank, node, held), daemon=True)
     beating.start()
     queue = _Remote(actor)
-    while stop_asked() is None:
+    while not is_stop_asked():
         order = queue.lease(rank, settings["places"])
         if order["do"] == "stop":
             break

@@ -11,7 +11,7 @@ import os
 import tempfile
 from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -203,15 +203,26 @@ def fetched(place: str) -> Iterator[Path]:
 
 def _fetch(storage: Storage, name: str, directory: Path) -> None:
     directory.mkdir()
-    found = {entry.name: entry for entry in storage.entries(name) if entry.kind == "file"}
+    entries = storage.entries(name)
+    found = {entry.name: entry for entry in entries if entry.kind == "file"}
     if "report.md" in found:
         (directory / "report.md").touch()
         return
-    for file in ("metrics.jsonl", "report.json"):
+    for file in ("config.json", "state.json", "metrics.jsonl", "report.json"):
         if file in found:
-            (directory / file).write_bytes(storage.read(f"{name}/{file}", limit=_MOST_BYTES))
-            if (modified := found[file].modified) is not None:
-                os.utime(directory / file, (modified, modified))
+            _fetch_file(storage, f"{name}/{file}", directory / file, found[file].modified)
+    if any(entry.name == ".lease" and entry.kind == "directory" for entry in entries):
+        (directory / ".lease").mkdir()
+        for holder in storage.entries(f"{name}/.lease"):
+            path = directory / ".lease" / holder.name
+            with suppress(FileNotFoundError):  # the holder may leave at this moment
+                _fetch_file(storage, f"{name}/.lease/{holder.name}", path, holder.modified)
+
+
+def _fetch_file(storage: Storage, source: str, path: Path, modified: float | None) -> None:
+    path.write_bytes(storage.read(source, limit=_MOST_BYTES))
+    if modified is not None:
+        os.utime(path, (modified, modified))
 
 
 def read_run(directory: Path) -> Run:
@@ -239,7 +250,7 @@ def read_run(directory: Path) -> Run:
     except ValueError:
         raise DataError(f"{directory.name}: report.json is not JSON; run it again or delete it") from None
     _check_complete(report, directory)
-    history, unreadable_lines = _read_history(directory / "metrics.jsonl")
+    history, unreadable_lines = read_history(directory / "metrics.jsonl")
     return Run(
         directory=directory,
         report=report,
@@ -267,7 +278,8 @@ def _check_complete(report: Report, directory: Path) -> None:
             )
 
 
-def _read_history(path: Path) -> tuple[tuple[Point, ...], int]:
+def read_history(path: Path) -> tuple[tuple[Point, ...], int]:
+    """Return the points of a ``metrics.jsonl`` in order of steps, and how many of its lines cannot be read."""
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

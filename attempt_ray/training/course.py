@@ -9,8 +9,10 @@ several runs in one forward pass.
 
 from __future__ import annotations
 
+import tempfile
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -41,6 +43,7 @@ from attempt_ray.training.optimizer import (
     paper_epochs,
     plan_steps,
 )
+from attempt_ray.training.parallel import ALONE, Team
 from attempt_ray.training.publishing import is_published, publish
 from attempt_ray.training.report import build_report
 from attempt_ray.training.selection import SHARED, Kept, Selection
@@ -83,6 +86,7 @@ class _Run:
     digest: str
     directory: RunDirectory
     emit: OnProgress
+    team: Team
 
     @property
     def config(self) -> Config:
@@ -133,29 +137,54 @@ def course(
     *,
     rows: Literal["all", "test"] = "all",
     on_progress: OnProgress,
+    team: Team = ALONE,
 ) -> Course:
     """Go through a run; one that has finished before asks for no step.
+
+    Of the processes that share a run the leading one keeps its directory and publishes; the others follow it.
 
     Args:
         config: The run.
         learn: `train_and_select` or `keep_start`.
         rows: `test` leaves training and dev rows alone, which then need not exist.
         on_progress: Called after every step and on every event.
+        team: Processes that share the run.
 
     Raises:
         AttemptError: As `attempt_ray.training.run.execute`.
     """
     ingredients = gather(config, rows=rows)
     method, digest = ingredients.build(), ingredients.digest()
-    directory = open_run(config, run_name(config, digest))
-    run = _Run(ingredients=ingredients, method=method, digest=digest, directory=directory, emit=on_progress)
-    report = _finished(run)
-    if report is None:
-        with directory.leased(config):
-            report = _finished(run)
-            if report is None:
-                report = yield from _completed(run, learn)
-    return RunResult(directory.place, report)
+    with _directory(config, run_name(config, digest), team) as directory:
+        run = _Run(
+            ingredients=ingredients,
+            method=method,
+            digest=digest,
+            directory=directory,
+            emit=on_progress,
+            team=team,
+        )
+        report: dict[str, Any] | None = team.from_leader(_finished(run))
+        if report is None:
+            with directory.leased(config):
+                report = team.from_leader(_finished(run))
+                if report is None:
+                    try:
+                        report = yield from _completed(run, learn)
+                    except Exception as error:
+                        directory.note_end(error)
+                        raise
+        return RunResult(directory.place, report)
+
+
+@contextmanager
+def _directory(config: Config, name: str, team: Team) -> Iterator[RunDirectory]:
+    """Hold the directory of a run; what a process writes that does not lead is thrown away."""
+    if team.leads:
+        yield open_run(config, name)
+    else:
+        with tempfile.TemporaryDirectory(prefix="attempt-run-") as root:
+            yield RunDirectory(Path(root) / name)
 
 
 def _finished(run: _Run) -> dict[str, Any] | None:
@@ -202,13 +231,17 @@ def _completed(run: _Run, learn: Learn) -> Generator[Training, Progress | Except
         seconds=totals.seconds + time.monotonic() - started,
         backbone_unchanged=unchanged,
     )
-    references = publish(
-        run.ingredients,
-        run.method,
-        selection,
-        digest=run.digest,
-        scores=scores,
-        steps=learned.steps,
+    references = (
+        publish(
+            run.ingredients,
+            run.method,
+            selection,
+            digest=run.digest,
+            scores=scores,
+            steps=learned.steps,
+        )
+        if run.team.leads
+        else {}
     )
     report |= {"bank": references, "best_sha256": best_sha256}
     if not run.ingredients.train:
@@ -248,10 +281,11 @@ def train_and_select(run: _Run, totals: _Totals) -> _Asking:
         steps_per_epoch=plan.steps_per_epoch,
         dtype=dtype,
     )
+    run.directory.note_plan(steps=plan.steps)
     optimizer = build_optimizer(method, config.training)
     selection = run.new_selection()
     _resume(run, optimizer, selection, totals)
-    history = run.directory.history(through=totals.step)
+    history = run.directory.history(through=totals.step, tensorboard=config.training.tensorboard)
     started, seconds_before = time.monotonic(), totals.seconds
 
     def save() -> None:
@@ -282,6 +316,7 @@ def train_and_select(run: _Run, totals: _Totals) -> _Asking:
         max_grad_norm=config.training.max_grad_norm,
         absent_tasks=config.training.absent_tasks,
         step=totals.step,
+        team=run.team,
     )
     every = -(-plan.steps // HISTORY_LINES)
 
@@ -323,13 +358,14 @@ def train_and_select(run: _Run, totals: _Totals) -> _Asking:
 
 def _resume(run: _Run, optimizer: AdamW, selection: Selection, totals: _Totals) -> None:
     """Set everything to the newest whole checkpoint, where there is one."""
-    checkpoint = load_checkpoint(
+    found = load_checkpoint(
         run.directory.checkpoints,
         on_damage=lambda message: run.event(
             "damaged", message.replace(str(run.directory.path), str(run.directory.place))
         ),
     )
     run.directory.keep()
+    checkpoint: Checkpoint | None = run.team.from_leader(found)
     if checkpoint is None:
         return
     run.method.load_trainable_state(checkpoint.trainable)
@@ -345,7 +381,7 @@ def _resume(run: _Run, optimizer: AdamW, selection: Selection, totals: _Totals) 
 def _select(run: _Run, selection: Selection, history: History, *, step: int) -> None:
     """Evaluate every task on its dev rows and let the selection decide."""
     evaluations = {
-        split.task.name: evaluate(run.method, split, task_index=index, config=run.config)
+        split.task.name: evaluate(run.method, split, task_index=index, config=run.config, team=run.team)
         for index, split in enumerate(run.ingredients.dev)
     }
     improved = selection.update(step, evaluations, run.method.trainable_state())
@@ -379,7 +415,7 @@ def _final_scores(
     for index, split in enumerate(run.ingredients.dev if prior else run.ingredients.test):
         task = split.task.name
         run.method.load_trainable_state(selection.state_for(task))
-        finals[task] = evaluate(run.method, split, task_index=index, config=run.config)
+        finals[task] = evaluate(run.method, split, task_index=index, config=run.config, team=run.team)
         scores[task] = {"dev": selection.records[task]} if task in selection.records else {}
         if not prior:
             scores[task]["test"] = finals[task].record()

@@ -1,7 +1,7 @@
 """The directory of a run: who writes to it, its history and its report.
 
 <runs>/<job>-<method>-<tasks>-s<seed>-<digest>/
-    config.json, metrics.jsonl, checkpoints/, best.safetensors, report.json
+    config.json, state.json, metrics.jsonl, checkpoints/, best.safetensors, report.json
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import json
 import os
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 from safetensors import torch as safetensors
@@ -22,14 +22,18 @@ from torch import Tensor
 
 from attempt_ray.bank.durable import remove_temporaries, storage_errors, write_durably
 from attempt_ray.config import Config
-from attempt_ray.errors import ConfigError, IntegrityError
+from attempt_ray.errors import ConfigError, IntegrityError, StoppedError
+
+if TYPE_CHECKING:
+    from attempt_ray.training.events import EventFile
 
 LEASE_SECONDS = 5.0
 """Longest wait for another process to leave the run; a killed one may take a moment to be gone."""
 
-LEASE, CONFIG, METRICS, BEST, REPORT = (
+LEASE, CONFIG, STATE, METRICS, BEST, REPORT = (
     ".lease",
     "config.json",
+    "state.json",
     "metrics.jsonl",
     "best.safetensors",
     "report.json",
@@ -64,6 +68,7 @@ class RunDirectory:
         self._metrics = path / METRICS
         self._report = path / REPORT
         self._best = path / BEST
+        self._state = path / STATE
 
     @property
     def place(self) -> Path | str:
@@ -93,6 +98,28 @@ class RunDirectory:
         Raises:
             StorageError: The store refused.
         """
+
+    def note_plan(self, *, steps: int) -> None:
+        """Write how many steps the run will take, for those who watch it; an earlier end is forgotten.
+
+        Raises:
+            StorageError: The disk refused.
+        """
+        write_durably(self._state, json.dumps({"schema": 1, "steps": steps}).encode())
+
+    def note_end(self, error: Exception) -> None:
+        """Write, for those who look at the run later, what ended it before its time, if the disk lets us."""
+        try:
+            state = json.loads(self._state.read_bytes())
+        except (OSError, ValueError):
+            state = {"schema": 1}
+        described = " ".join(str(error).split()) or type(error).__name__
+        state["ended"] = {
+            "how": "stopped" if isinstance(error, StoppedError) else "failed",
+            "error": f"{type(error).__name__}: {described}",
+        }
+        with suppress(OSError):
+            write_durably(self._state, json.dumps(state).encode())
 
     def report(self) -> dict[str, Any] | None:
         """Return the report of a finished run; None before, or where the file is no report."""
@@ -140,13 +167,17 @@ class RunDirectory:
         except SafetensorError as error:
             raise IntegrityError(f"{file}: expected safetensors, found {error}; {fix}") from None
 
-    def history(self, *, through: int) -> History:
+    def history(self, *, through: int, tensorboard: bool = False) -> History:
         """Open the history for appending, cut back to what was known after `through` steps.
+
+        Args:
+            through: Step of the last line that stays.
+            tensorboard: Write an event file too.
 
         Raises:
             StorageError: The disk refused.
         """
-        return History(self._metrics, through=through)
+        return History(self._metrics, through=through, tensorboard=tensorboard)
 
     @contextmanager
     def _locked(self) -> Iterator[int]:
@@ -203,16 +234,21 @@ def read_report(data: bytes) -> dict[str, Any] | None:
 
 
 class History:
-    """metrics.jsonl: one JSON object per line, each with its `step`."""
+    """metrics.jsonl: one JSON object per line, each with its `step`; on wish an event file that holds the same."""
 
-    def __init__(self, path: Path, *, through: int) -> None:
+    def __init__(self, path: Path, *, through: int, tensorboard: bool = False) -> None:
         self._path = path
+        self._events: EventFile | None = None
         with storage_errors(f"write {path}", where=path.parent):
             lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
             kept = [line for line in lines if _step_of(line) <= through]
             if kept != lines or not path.exists():
                 write_durably(path, b"".join(kept))
             self._file = path.open("ab")
+        if tensorboard:
+            from attempt_ray.training.events import EventFile
+
+            self._events = EventFile(path.parent, lines=map(json.loads, kept))
 
     def add(self, line: Mapping[str, Any]) -> None:
         """Append a line; it is durable after `sync`.
@@ -223,6 +259,8 @@ class History:
         with storage_errors(f"write {self._path}", where=self._path.parent):
             self._file.write(json.dumps(line).encode() + b"\n")
             self._file.flush()
+        if self._events is not None:
+            self._events.add(line)
 
     def sync(self) -> None:
         """Make every line durable.
@@ -234,8 +272,10 @@ class History:
             os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Close the file."""
+        """Close what is open."""
         self._file.close()
+        if self._events is not None:
+            self._events.close()
 
 
 def _step_of(line: bytes) -> float:

@@ -98,7 +98,8 @@ def evaluate(
             pad_id=backbone.pad_id,
         )
         for batch in islice(batches, team.rank, None, team.size):
-            heed_stop()
+            if team.size == 1:  # all of a team stop after one and the same step
+                heed_stop()
             on_device = batch.to(backbone.device)
             if config.evaluation.decode == "labels" and candidates_CL is not None:
                 logprob_BC, weights_BK = method.score_labels(on_device, candidates_CL)

@@ -15,7 +15,7 @@ import hashlib
 import re
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,18 @@ from attempt_ray.bank.local import LocalStorage
 from attempt_ray.bank.places import open_runs
 from attempt_ray.bank.storage import Storage
 from attempt_ray.config import Config
-from attempt_ray.errors import ConfigError
+from attempt_ray.errors import AttemptError, ConfigError
 from attempt_ray.training.checkpoint import FILES, MANIFEST, checkpoints
-from attempt_ray.training.directory import BEST, CONFIG, LEASE, METRICS, REPORT, RunDirectory, read_report
+from attempt_ray.training.directory import (
+    BEST,
+    CONFIG,
+    LEASE,
+    METRICS,
+    REPORT,
+    STATE,
+    RunDirectory,
+    read_report,
+)
 from attempt_ray.training.lease import Lease, this_process
 
 _MOST_BYTES = 2**40
@@ -108,6 +117,12 @@ class MirroredRun(RunDirectory):
         else:
             self._storage.replace(f"{self._name}/{REPORT}", self._encoded(report))
 
+    def note_end(self, error: Exception) -> None:
+        """Write what ended the run before its time; see `RunDirectory.note_end`."""
+        super().note_end(error)
+        with suppress(AttemptError):
+            self.keep()
+
     def keep(self) -> None:
         """Bring what has changed to the store, and remove from it what is gone; see `RunDirectory.keep`.
 
@@ -117,7 +132,7 @@ class MirroredRun(RunDirectory):
         """
         if self._lease is None:
             return
-        for name in (CONFIG, METRICS, BEST):
+        for name in (CONFIG, STATE, METRICS, BEST):
             self._put(name)
         here = checkpoints(self.checkpoints)
         for path in reversed(here):
@@ -165,7 +180,7 @@ class MirroredRun(RunDirectory):
         Digests are checked by who reads: a damaged checkpoint is then told of, and gives way to the one before.
         """
         local, there = LocalStorage(self.path), {entry.name for entry in self._storage.entries(self._name)}
-        for name in (CONFIG, METRICS, BEST, REPORT):
+        for name in (CONFIG, STATE, METRICS, BEST, REPORT):
             if name in there:
                 local.replace(name, self._storage.read(f"{self._name}/{name}", limit=_MOST_BYTES))
                 self._stamps[name] = _stamp(self.path / name) or (0, 0, 0)

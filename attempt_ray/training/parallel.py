@@ -68,6 +68,14 @@ class Team:
             start += gradient.numel()
         return float(flat[-1])
 
+    def any(self, mine: bool) -> bool:
+        """Return whether it is so in any process."""
+        if self.size == 1:
+            return mine
+        flag = torch.tensor([float(mine)], device="cuda" if dist.get_backend() == "nccl" else "cpu")
+        dist.all_reduce(flag)
+        return bool(flag.item())
+
     def gathered(self, found: Any) -> list[Any]:
         """Return what every process found, by rank."""
         if self.size == 1:

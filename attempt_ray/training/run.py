@@ -24,7 +24,8 @@ from attempt_ray.training.course import (
     train_and_select,
 )
 from attempt_ray.training.loop import Progress, Training, take_step
-from attempt_ray.training.stopping import stop_asked
+from attempt_ray.training.parallel import ALONE, Team
+from attempt_ray.training.stopping import is_stop_asked, stopped
 
 __all__ = [
     "Event",
@@ -49,7 +50,7 @@ class Ticket:
     """Called once, with its result or the error that ended it."""
 
 
-def execute(config: Config, *, on_progress: OnProgress | None = None) -> RunResult:
+def execute(config: Config, *, on_progress: OnProgress | None = None, team: Team = ALONE) -> RunResult:
     """Execute a run to its end and return its report; a finished one is not executed again.
 
     A run that was interrupted goes on from its newest whole checkpoint and ends exactly as if it had never stopped, on
@@ -59,6 +60,7 @@ def execute(config: Config, *, on_progress: OnProgress | None = None) -> RunResu
     Args:
         config: The run.
         on_progress: Called after every optimizer step and on every event, in this thread.
+        team: Processes that share the run and all call this at once, with one config. Its first does all the writing.
 
     Raises:
         ConfigError: The config cannot be run, or another process executes the same run.
@@ -69,7 +71,7 @@ def execute(config: Config, *, on_progress: OnProgress | None = None) -> RunResu
         StorageError: The disk or store refused.
         StoppedError: The process was asked to stop; the state is kept in the run's directory.
     """
-    return _alone(config, on_progress, learn=train_and_select, rows="all")
+    return _alone(config, on_progress, learn=train_and_select, rows="all", team=team)
 
 
 def execute_together(
@@ -146,11 +148,16 @@ def _silent(_: Progress | Event) -> None:
 
 
 def _alone(
-    config: Config, on_progress: OnProgress | None, *, learn: Learn, rows: Literal["all", "test"]
+    config: Config,
+    on_progress: OnProgress | None,
+    *,
+    learn: Learn,
+    rows: Literal["all", "test"],
+    team: Team = ALONE,
 ) -> RunResult:
     outcomes: list[RunResult | Exception] = []
     ticket = Ticket(config=config, on_progress=on_progress or _silent, on_end=outcomes.append)
-    _drive(_all_at_once([ticket]), most=1, learn=learn, rows=rows)
+    _drive(_all_at_once([ticket]), most=1, learn=learn, rows=rows, team=team)
     (outcome,) = outcomes
     if isinstance(outcome, Exception):
         raise outcome
@@ -199,7 +206,12 @@ class _UnderWay:
 
 
 def _drive(
-    take: Callable[[int], Sequence[Ticket]], *, most: int, learn: Learn, rows: Literal["all", "test"]
+    take: Callable[[int], Sequence[Ticket]],
+    *,
+    most: int,
+    learn: Learn,
+    rows: Literal["all", "test"],
+    team: Team = ALONE,
 ) -> None:
     """Take runs to their ends, the steps that they ask for at one time in one forward pass."""
     under_way: list[_UnderWay] = []
@@ -217,17 +229,18 @@ def _drive(
                 if not settled:
                     stack.enter_context(_torch_settings(ticket.config))
                     settled = True
-                run = _UnderWay(
-                    ticket, course(ticket.config, learn, rows=rows, on_progress=ticket.on_progress)
-                )
+                started = course(ticket.config, learn, rows=rows, on_progress=ticket.on_progress, team=team)
+                run = _UnderWay(ticket, started)
                 under_way.append(run)
                 run.advance(None)
             under_way = [run for run in under_way if run.asks is not None]
             if not (under_way or fresh):
                 return
             trainings = [run.asks for run in under_way if run.asks is not None]
-            stop = stop_asked()
-            told = [stop] * len(trainings) if stop else take_step(trainings) if trainings else []
+            told: Sequence[Progress | Exception] = ()
+            if trainings:
+                stop = team.any(is_stop_asked())
+                told = [stopped()] * len(trainings) if stop else take_step(trainings)
             for run, outcome in zip(under_way, told, strict=True):
                 run.advance(outcome)
             under_way = [run for run in under_way if run.asks is not None]

@@ -19,9 +19,14 @@ def withdraw_stop() -> None:
     _asked.clear()
 
 
-def stop_asked() -> StoppedError | None:
-    """Return the error that runs shall end with where they are asked to stop, else None."""
-    return StoppedError("asked to stop; run the same command again to go on") if _asked.is_set() else None
+def is_stop_asked() -> bool:
+    """Return whether runs of this process are asked to stop."""
+    return _asked.is_set()
+
+
+def stopped() -> StoppedError:
+    """Return the error with which a run ends that is asked to stop."""
+    return StoppedError("asked to stop; run the same command again to go on")
 
 
 def heed_stop() -> None:
@@ -30,5 +35,5 @@ def heed_stop() -> None:
     Raises:
         StoppedError: They are.
     """
-    if (error := stop_asked()) is not None:
-        raise error
+    if _asked.is_set():
+        raise stopped()

@@ -51,7 +51,15 @@ def test_help_imports_nothing_heavy() -> None:
 
 
 @pytest.mark.parametrize(
-    "look", [["params", "--backbone", "t5-base"], ["plan", "--memory", "24"], ["tasks"], ["bank", "list"]]
+    "look",
+    [
+        ["params", "--backbone", "t5-base"],
+        ["plan", "--memory", "24"],
+        ["tasks"],
+        ["bank", "list"],
+        ["runs", "list"],
+        ["runs", "show", "x"],
+    ],
 )
 def test_a_look_imports_neither_torch_nor_ray(look: list[str], tmp_path: Path) -> None:
     code = f"import sys; sys.argv = ['attempt', *{look!r}]\nfrom jobs.cli import main\ntry: main()\nexcept SystemExit: pass\n"
@@ -95,6 +103,8 @@ def test_every_job_has_the_same_two_flags(job: str) -> None:
         (["bank", "show", "target/../x"], "got the name '../x'"),
         (["bank", "promote", "target/rte"], "no prompt 'target/rte'"),
         (["runs", "list"], "no directory runs"),
+        (["runs", "show", "rte"], "no directory runs"),
+        (["runs", "show", "./"], ". holds neither config.json nor report.json"),
         (["predict", "rte", "--field", "x"], "--field got 'x'; wanted name=value"),
         (["predict", "rte", "--rows", "nowhere.jsonl"], "cannot read rows from nowhere.jsonl"),
         (["evalute"], "No such command 'evalute'. Did you mean 'evaluate'?"),

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from attempt_ray.config import Config, load
-from attempt_ray.errors import ConfigError, IntegrityError
+from attempt_ray.errors import ConfigError, IntegrityError, StoppedError
 from attempt_ray.training import directory as module
 from attempt_ray.training.directory import RunDirectory, joined, run_name
 
@@ -96,3 +96,27 @@ def test_kept_states_are_checked_when_read(tmp_path):
     (tmp_path / "best.safetensors").unlink()
     with pytest.raises(IntegrityError, match="expected a file, found none"):
         run.read_best(digest)
+
+
+def test_state_tells_the_plan_and_what_ended_the_run(tmp_path):
+    run = RunDirectory(tmp_path)
+    read = lambda: json.loads((tmp_path / "state.json").read_text())  # noqa: E731
+    run.note_plan(steps=40)
+    assert read() == {"schema": 1, "steps": 40}
+    run.note_end(StoppedError("asked to\nstop"))
+    assert read() == {
+        "schema": 1,
+        "steps": 40,
+        "ended": {"how": "stopped", "error": "StoppedError: asked to stop"},
+    }
+    run.note_plan(steps=40)
+    assert "ended" not in read()
+
+
+def test_an_end_before_the_plan_is_noted_too_and_a_refusing_disk_is_no_second_error(tmp_path):
+    RunDirectory(tmp_path).note_end(KeyError())
+    assert json.loads((tmp_path / "state.json").read_text())["ended"] == {
+        "how": "failed",
+        "error": "KeyError: KeyError",
+    }
+    RunDirectory(tmp_path / "gone").note_end(KeyError())

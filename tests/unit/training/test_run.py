@@ -64,7 +64,8 @@ def test_a_run_leaves_what_the_contract_names(make_config):
     events = []
     result = execute(make_config(), on_progress=events.append)
     names = {path.name for path in result.directory.iterdir()}
-    assert {"config.json", "metrics.jsonl", "best.safetensors", "report.json"} <= names
+    assert {"config.json", "state.json", "metrics.jsonl", "best.safetensors", "report.json"} <= names
+    assert json.loads((result.directory / "state.json").read_text()) == {"schema": 1, "steps": 6}
     assert not list((result.directory / "checkpoints").iterdir())
     assert kinds(events) == ["plan", *["evaluated"] * 3, "published", "finished"]
     lines = history(result.directory)
@@ -445,3 +446,14 @@ def test_finetuning_moves_its_own_copy_alone_and_is_not_published(make_config):
     assert report["bank"] == {}
     assert report["attention"] is None
     assert gather(make_config()).backbone.fingerprint() == report["backbone"]["weights_sha256"]
+
+
+def test_what_ended_a_run_is_left_in_its_directory(make_config):
+    config = make_config()
+    with pytest.raises(EndedEarlyError):
+        execute(config, on_progress=interrupt_after(3))
+    (directory,) = Path(config.runs).iterdir()
+    ended = json.loads((directory / "state.json").read_text())["ended"]
+    assert ended == {"how": "failed", "error": "EndedEarlyError: EndedEarlyError"}
+    execute(config)
+    assert "ended" not in json.loads((directory / "state.json").read_text())
