@@ -99,7 +99,7 @@ class LeaseQueue:
             for key, lease in held.items():
                 if key not in self._entries:
                     self._held_before[key] = (rank, lease)
-        elif rank in self._present:
+        elif node and rank in self._present:
             self._present[rank] = node
         return self._shall_stop(rank)
 

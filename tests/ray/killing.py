@@ -7,8 +7,13 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import ray
+from ray.cluster_utils import Cluster
 
 from attempt_ray.config import Config, parse
 from attempt_ray.orchestration.pool import Job, PoolEvent, run_jobs
@@ -61,6 +66,24 @@ def titled(pid: int, text: str) -> list[int]:
     return sorted(child for child, title in descendants(pid).items() if text in title)
 
 
+@contextmanager
+def nodes(count: int) -> Iterator[None]:
+    """Hold a cluster of `count` nodes besides a head without room for workers; a pool's own for 0."""
+    if not count:
+        yield
+        return
+    head = {"num_cpus": 0, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, connect=True, head_node_args=head)
+    try:
+        for _ in range(count):
+            cluster.add_node(num_cpus=1)
+        cluster.wait_for_nodes()
+        yield
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
 def main() -> None:
     given = json.load(sys.stdin)
 
@@ -69,12 +92,13 @@ def main() -> None:
         tell(event.kind, event.key, step)
 
     page = given["page"]
-    results = run_jobs(
-        jobs_of(page, given["seeds"]),
-        cluster=parse([page]).cluster,
-        on_event=on_event,
-        in_process=given["in_process"],
-    )
+    with nodes(given["nodes"]):
+        results = run_jobs(
+            jobs_of(page, given["seeds"]),
+            cluster=parse([page]).cluster,
+            on_event=on_event,
+            in_process=given["in_process"],
+        )
     for result in results:
         tell("result", result.key, result.status, result.attempts, result.error)
 

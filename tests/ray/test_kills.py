@@ -71,17 +71,22 @@ class Told:
 
 
 @contextmanager
-def study(config: Config, *, in_process: bool = False) -> Iterator[Told]:
+def study(config: Config, *, in_process: bool = False, nodes: int = 0) -> Iterator[Told]:
+    """Start a study: in one process, on a private cluster, or on one of several nodes."""
     page = config.model_dump(mode="json")
+    environment = {**os.environ, "PYTHONPATH": str(SCRIPT.parents[2])}
+    if nodes:  # what a private cluster does for its one token, several nodes would do each for itself
+        environment["RAY_AUTH_MODE"] = "disabled"
     with subprocess.Popen(
         [sys.executable, str(SCRIPT)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(SCRIPT.parents[2])},
+        env=environment,
     ) as process:
         assert process.stdin is not None
-        process.stdin.write(json.dumps({"page": page, "seeds": SEEDS, "in_process": in_process}))
+        given = {"page": page, "seeds": SEEDS, "in_process": in_process, "nodes": nodes}
+        process.stdin.write(json.dumps(given))
         process.stdin.close()
         try:
             yield Told(process)
@@ -152,6 +157,19 @@ def test_a_killed_driver_loses_nothing(
             told.process.kill()
         with study(config) as told:
             assert {result[0] for result in told.results().values()} == {"finished"}
+        assert learned(config) == expected
+
+
+def test_a_killed_node_loses_nothing(make_pool: Callable[[str], Config], expected: dict[str, bytes]) -> None:
+    rng = random.Random(f"{SEED}raylet")
+    for number in range(KILLS):
+        config = make_pool(f"raylet{number}").updated(cluster={"min_workers": 1, "cpus_per_worker": 1.0})
+        with study(config, nodes=2) as told:
+            mid_run(told, rng)
+            _head, *others = titled(told.process.pid, "raylet/raylet")
+            os.kill(rng.choice(others), signal.SIGKILL)
+            results = told.results()
+        assert {result[0] for result in results.values()} == {"finished"}
         assert learned(config) == expected
 
 

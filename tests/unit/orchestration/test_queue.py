@@ -208,3 +208,10 @@ def test_what_ended_before_the_driver_told_of_it_is_leased_again() -> None:
     new.finish("0", held["0"], {"directory": "here", "report": {}})
     new.submit("0", {}, 0, "a")
     assert leased(new, 0) == ["0"]
+
+
+def test_a_worker_that_moved_is_asked_by_its_new_node() -> None:
+    queue = company_of("a")
+    queue.vacate(["node9"])
+    assert not queue.beat(0, {}, "node0")
+    assert queue.beat(0, {}, "node9")
