@@ -100,3 +100,4 @@ def test_a_refusing_disk_is_told_like_any_other(tmp_path):
         history._events._file = full
         with pytest.raises(StorageError, match="events"):
             history.add({"step": 1, "loss": 0.5})
+        history.close()
