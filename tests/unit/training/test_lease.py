@@ -103,7 +103,11 @@ def test_a_holder_goes_on_when_the_store_answers_again(storage, monkeypatch):
 
 
 def test_this_process_is_told_by_number_machine_and_lock(tmp_path):
-    with (tmp_path / "a").open("w") as one, (tmp_path / "a").open() as same, (tmp_path / "b").open("w") as other:
+    with (
+        (tmp_path / "a").open("w") as one,
+        (tmp_path / "a").open() as same,
+        (tmp_path / "b").open("w") as other,
+    ):
         holder = this_process(one.fileno())
         assert holder.name.startswith(f"process {os.getpid()} on ")
         assert holder == this_process(same.fileno()) != this_process(other.fileno())

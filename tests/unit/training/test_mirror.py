@@ -70,7 +70,12 @@ def make_node(make_config, files, s3, source_bank, tmp_path) -> Callable[..., Co
             bank = str(shutil.copytree(source_bank, tmp_path / node / "bank", dirs_exist_ok=True))
         steps = {"steps": 9, "eval_steps": 3, "checkpoint_steps": 2, "threads": 1}
         return make_config(
-            tasks=["rte", "mrpc"], bank=bank, runs=runs, data={"cache_dir": str(cache)}, training=steps, **changes
+            tasks=["rte", "mrpc"],
+            bank=bank,
+            runs=runs,
+            data={"cache_dir": str(cache)},
+            training=steps,
+            **changes,
         )
 
     return make
@@ -173,8 +178,10 @@ def test_two_checkpoints_are_kept_and_a_half_uploaded_one_is_removed(make_node, 
     assert [event.facts.get("step") for event in events[:2]] == [None, 4]
 
 
-@pytest.mark.parametrize("file", ["state.safetensors", "best.safetensors", "manifest.json"])
-@pytest.mark.parametrize("damage", ["flipped", "torn"])
+@pytest.mark.parametrize(
+    ("file", "damage"),
+    [("state.safetensors", "flipped"), ("best.safetensors", "torn"), ("manifest.json", "flipped")],
+)
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(make_node, s3, tmp_path, file, damage):
     with pytest.raises(EndedEarlyError):
         execute(make_node("a"), on_progress=interrupt_after(7))
@@ -229,12 +236,14 @@ def test_a_run_that_was_taken_over_writes_no_more(make_node, s3, hasty):
 
 def test_a_store_that_is_down_ends_a_run_in_one_line(make_node, unused_port):
     runs = f"s3://bucket/attempt?endpoint_override=127.0.0.1:{unused_port}&scheme=http&region=us-east-1"
-    with pytest.raises(StorageError, match=r"^cannot .*; check that the store can be reached and its credentials$"):
+    with pytest.raises(
+        StorageError, match=r"^cannot .*; check that the store can be reached and its credentials$"
+    ):
         execute(make_node("a", runs=runs))
 
 
 def test_what_is_no_place_is_refused(make_node):
-    with pytest.raises(ConfigError, match="'nope' URI.*wanted a directory, or a URI"):
+    with pytest.raises(ConfigError, match=r"'nope' URI.*wanted a directory, or a URI"):
         execute(make_node("a", runs="nope://x"))
 
 
