@@ -209,6 +209,16 @@ def test_a_finished_run_whose_kept_states_are_gone_from_the_bank_is_published_fr
     assert Bank(second.bank).load(reference).sha256 == Bank(first.bank).load(reference).sha256
 
 
+def test_what_a_process_killed_after_its_report_left_is_removed(make_node, s3, hasty):
+    config = make_node("a")
+    result, storage = execute(config), open_storage(s3)
+    run = the_run(storage)
+    storage.replace(f"{run}/checkpoints/step-00000009/state.safetensors", b"")
+    storage.replace(f"{run}/.lease/dead", b'{"holder": "dead", "lock": ""}')
+    assert execute(make_node("b", bank=config.bank)) == result
+    assert storage.entries(f"{run}/checkpoints") == storage.entries(f"{run}/.lease") == []
+
+
 def test_a_second_process_is_refused_and_told_who_holds_the_run(make_node, hasty):
     config = make_node("a")
     with open_run(config, "run").leased(config):
