@@ -66,7 +66,7 @@ def open_runs(uri: str) -> Storage:
 
 
 def check_reachable(storage: Storage, *, seconds: float = REACH_SECONDS) -> None:
-    """Write a file, read it back and remove it.
+    """List the place, write a file, read it back and remove it.
 
     Raises:
         StorageError: The place refused, or did not answer in time.
@@ -76,6 +76,7 @@ def check_reachable(storage: Storage, *, seconds: float = REACH_SECONDS) -> None
 
     def reach() -> None:
         try:
+            storage.entries("")  # the one call that is one request: a store that is down says so in time
             storage.replace(name, content)
             try:
                 if storage.read(name, limit=len(content)) != content:

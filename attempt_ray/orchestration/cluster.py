@@ -134,35 +134,33 @@ def check_shared(place: str) -> None:
         return
     # Nodes do not share what a relative path means.
     shared = storage.place() if isinstance(storage, LocalStorage) else place
-    marker, answers = temporary_name("seen"), {node["NodeID"]: temporary_name("heard") for node in alive}
+    marker, answers = temporary_name("seen"), [temporary_name("heard") for _ in alive]
     if not local:
         check_reachable(storage)
     storage.replace(marker, b"seen")
     try:
         with _locked_file(Path(storage.place(marker))) if local else nullcontext():
-            told = {
-                node["NodeManagerAddress"]: ray.remote(_share)
+            tasks = [
+                ray.remote(_share)
                 .options(
                     num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
                 )
-                .remote(shared, marker, answers[node["NodeID"]])
-                for node in alive
-            }
-            problems = {address: problem for address, task in told.items() if (problem := ray.get(task))}
-        if not problems:
-            heard = {entry.name for entry in storage.entries("")}
-            problems = {
-                node["NodeManagerAddress"]: "this process cannot see what it writes"
-                for node in alive
-                if answers[node["NodeID"]] not in heard
-            }
+                .remote(shared, marker, answer)
+                for node, answer in zip(alive, answers, strict=True)
+            ]
+            told = ray.get(tasks)
+        heard = {entry.name for entry in storage.entries("")}
     finally:
-        for name in (marker, *answers.values()):
+        for name in (marker, *answers):
             storage.remove(name)
+    problems = [
+        f"{node['NodeManagerAddress']}: {problem or 'this process cannot see what it writes'}"
+        for node, answer, problem in zip(alive, answers, told, strict=True)
+        if problem is not None or answer not in heard
+    ]
     if problems:
-        told_of = "; ".join(f"{address}: {problem}" for address, problem in problems.items())
         raise ClusterError(
-            f"{storage.place()} is not shared by every node: {told_of}; set runs and bank to a directory or store that all "
+            f"{storage.place()} is not shared by every node: {'; '.join(problems)}; set runs and bank to a directory or store that all "
             "nodes share"
         )
 

@@ -80,24 +80,22 @@ class MirroredRun(RunDirectory):
     @contextmanager
     def leased(self, config: Config) -> Iterator[None]:
         """Hold the run on the store and its scratch directory, and fetch what the store holds; see `RunDirectory.leased`."""
-        with self._locked() as lock:
-            lease = Lease(self._storage, f"{self._name}/{LEASE}", run=self.place, holder=this_process(lock))
-            with lease.held():
-                try:
-                    self._clear()
-                    self._fetch()
-                    self._lease = lease
-                    self._describe(config)
-                    self.keep()
-                    yield
-                finally:
-                    self._lease = None
-                    self._clear()
+        with self._held() as lease:
+            try:
+                self._clear()
+                self._fetch()
+                self._lease = lease
+                self._describe(config)
+                self.keep()
+                yield
+            finally:
+                self._lease = None
+                self._clear()
 
     def report(self) -> dict[str, Any] | None:
         """Return the report of a finished run; see `RunDirectory.report`.
 
-        Checkpoints that a process which was killed after its report left beside it are removed.
+        What a process that was killed after its report left beside it is removed.
         """
         if self._lease is not None:
             return super().report()
@@ -105,9 +103,11 @@ class MirroredRun(RunDirectory):
             report = read_report(self._storage.read(f"{self._name}/{REPORT}", limit=_MOST_BYTES))
         except FileNotFoundError:
             return None
-        if report is not None:
-            for entry in self._storage.entries(f"{self._name}/checkpoints"):
-                self._drop(entry.name)
+        if report is not None and (self._checkpoints() or self._storage.entries(f"{self._name}/{LEASE}")):
+            # Where another process holds it, that one is about to remove its checkpoints itself.
+            with suppress(ConfigError), self._held():
+                for name in self._checkpoints():
+                    self._drop(name)
         return report
 
     def write_report(self, report: Mapping[str, Any]) -> None:
@@ -143,6 +143,18 @@ class MirroredRun(RunDirectory):
             self._lease.check()
             self._drop(name)
             self._stored.remove(name)
+
+    @contextmanager
+    def _held(self) -> Iterator[Lease]:
+        """Hold the scratch directory, then the run on the store."""
+        with self._locked() as lock:
+            lease = Lease(self._storage, f"{self._name}/{LEASE}", run=self.place, holder=this_process(lock))
+            with lease.held():
+                yield lease
+
+    def _checkpoints(self) -> list[str]:
+        """Return the names of what the store holds of checkpoints."""
+        return [entry.name for entry in self._storage.entries(f"{self._name}/checkpoints")]
 
     def _read_best(self) -> bytes:
         if self._lease is not None:
@@ -184,10 +196,10 @@ class MirroredRun(RunDirectory):
             if name in there:
                 local.replace(name, self._storage.read(f"{self._name}/{name}", limit=_MOST_BYTES))
                 self._stamps[name] = _stamp(self.path / name) or (0, 0, 0)
-        for entry in self._storage.entries(f"{self._name}/checkpoints"):
-            path = f"checkpoints/{entry.name}"
+        for step in self._checkpoints():
+            path = f"checkpoints/{step}"
             found = {inner.name for inner in self._storage.entries(f"{self._name}/{path}")}
-            if MANIFEST not in found or not _STEP.fullmatch(entry.name):
+            if MANIFEST not in found or not _STEP.fullmatch(step):
                 self._storage.remove(f"{self._name}/{path}")
                 continue
             files = {
@@ -196,7 +208,7 @@ class MirroredRun(RunDirectory):
                 if name in found
             }
             local.commit(path, files)
-            self._stored.add(entry.name)
+            self._stored.add(step)
 
     def _clear(self) -> None:
         """Empty the scratch directory, all but the lock that keeps others of this machine out of it."""

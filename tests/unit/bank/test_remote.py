@@ -5,9 +5,11 @@ import io
 import pytest
 from pyarrow import PythonFile, fs
 
+from attempt_ray.bank import Bank
+from attempt_ray.bank.places import open_storage
 from attempt_ray.bank.remote import CLAIM, RemoteStorage
 from attempt_ray.bank.storage import Entry
-from attempt_ray.errors import StorageError
+from attempt_ray.errors import IntegrityError, StorageError
 
 
 class Upload(io.BytesIO):
@@ -92,3 +94,31 @@ def test_a_claimed_number_is_left_alone(tmp_path):
     with pytest.raises(FileExistsError):
         storage.commit("source/x/v000001", {"manifest": b""})
     assert storage.entries("source/x/v000001") == [Entry(f"{CLAIM}1", "file")]
+
+
+def test_a_bank_on_an_s3_server_publishes_promotes_verifies_and_tells_damage(s3, facts, prompt):
+    bank = Bank(s3)
+    first, second = (bank.publish("source", "mnli", prompt(seed), facts) for seed in (1, 2))
+    assert bank.publish("source", "mnli", prompt(2), facts) == second
+    assert bank.promote("source/mnli@v1") == first
+    assert bank.promote("source/mnli") == second
+    assert bank.rollback("source", "mnli") == first
+    other = Bank(s3)
+    assert other.resolve("source/mnli") == first
+    assert other.load("source/mnli@v2").tensors["prompt"].tolist() == prompt(2)["prompt"].tolist()
+    assert other.verify() == []
+    storage = open_storage(s3)
+    for name, damage in (
+        ("tensors.safetensors", lambda data: data[:-1]),
+        ("manifest.json", lambda data: b"{}"),
+    ):
+        path = f"source/mnli/v000002/{name}"
+        whole = storage.read(path, limit=2**20)
+        storage.replace(path, damage(whole))
+        with pytest.raises(IntegrityError, match="expected"):
+            bank.load("source/mnli@v2")
+        assert [problem.fault for problem in bank.verify()] == ["damaged"]
+        storage.replace(path, whole)
+    storage.remove("source/mnli/v000002/manifest.json")
+    assert [problem.fault for problem in bank.verify()] == ["unfinished"]
+    assert bank.publish("source", "mnli", prompt(2), facts).number == 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 from pyarrow import fs
@@ -14,8 +15,10 @@ from attempt_ray.bank.storage import Entry
 from attempt_ray.errors import IntegrityError
 
 
-@pytest.fixture(params=["local", "memory", "arrow"])
+@pytest.fixture(params=["local", "memory", "arrow", "s3"])
 def storage(request, tmp_path):
+    if request.param == "s3":
+        return open_storage(f"{request.getfixturevalue('s3').replace('/attempt?', '/bank?')}")
     if request.param == "local":
         return LocalStorage(tmp_path / "bank")
     if request.param == "memory":
@@ -86,3 +89,23 @@ def test_what_is_too_large_or_no_file_is_refused(storage):
         storage.read("source/mnli/v000001/a", limit=2)
     with pytest.raises(IntegrityError):
         storage.read("source/mnli/v000001", limit=2)
+
+
+def test_files_and_directories_are_removed_and_what_is_not_there_is_as_good(storage):
+    storage.remove("source")
+    storage.commit("source/mnli/v000001", {"a": b"1", "b": b"2"})
+    storage.replace("source/mnli/aliases.json", b"3")
+    storage.remove("source/mnli/v000001/a")
+    assert storage.entries("source/mnli/v000001") == [Entry("b", "file")]
+    storage.remove("source/mnli/v000001")
+    storage.remove("source/mnli/v000001")
+    assert storage.entries("source/mnli") == [Entry("aliases.json", "file")]
+
+
+def test_a_store_tells_when_an_object_was_written(s3):
+    storage = open_storage(s3)
+    for name in ("first", "second"):
+        storage.replace(name, b"")
+        time.sleep(1.1)  # S3 tells whole seconds
+    first, second = storage.entries("")
+    assert first.modified < second.modified

@@ -6,13 +6,15 @@ from pathlib import Path
 
 import pytest
 
+from attempt_ray.bank.places import open_storage
 from attempt_ray.bank.store import Bank
 from attempt_ray.config import Config
-from attempt_ray.errors import DataError
+from attempt_ray.errors import DataError, StorageError
 from jobs.evaluate import evaluate
 from jobs.predict import predict
 from jobs.report import report
 from jobs.run_pipeline import choose, run_pipeline, worth_showing
+from jobs.show import run_report, run_rows
 from jobs.train_target import train_target
 
 MakeStudy = Callable[..., Config]
@@ -100,3 +102,35 @@ def test_missing_rows_are_found_before_any_training(make_study: MakeStudy, tmp_p
         run_pipeline(config, placement="here")
     assert not (tmp_path / "runs").exists()
     assert not (tmp_path / "bank").exists()
+
+
+def test_a_study_on_a_store_ends_with_a_report_there_and_here(
+    make_study: MakeStudy, s3: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = make_study(
+        runs=s3, bank=s3.replace("/attempt", "/bank"), study={"targets": ["rte"], "methods": ["attempt"]}
+    )
+    result = run_pipeline(config, placement="here")
+    assert result["failed"] == []
+    storage, directory = open_storage(s3), Path(result["report"]["directory"])
+    assert f"report.md (and {storage.place(directory.name)}/report.md)" in capsys.readouterr().err
+    names = sorted(path.name for path in directory.iterdir())
+    assert names == ["attention.png", "curves.png", "report.json", "report.md", "results.png"]
+    storage.replace(f"{directory.name}/old.png", b"")
+    assert run_pipeline(config, placement="here")["champions"] == result["champions"]
+    assert [entry.name for entry in storage.entries(directory.name)] == names
+    report(config)
+    rows = run_rows(s3)
+    assert len(rows) == result["runs"] == 4
+    (name,) = [row[0] for row in rows if row[1] == "attempt"]
+    assert json.loads(run_report(s3, name[-12:]))["label"] == "attempt"
+    assert Bank(config.bank).verify() == []
+
+
+def test_a_store_that_refuses_is_found_before_anything_is_read(make_study: MakeStudy, s3: str) -> None:
+    uri = s3.replace("s3://", "s3://no-such-")
+    config = make_study(backbone={"name": "/nowhere"})
+    with pytest.raises(StorageError, match=r"cannot write s3://no-such-bucket.* not found"):
+        run_pipeline(config.updated(runs=uri), placement="here")
+    with pytest.raises(StorageError, match=r"cannot write s3://no-such-bucket.* not found"):
+        train_target(config.updated(bank=uri, tasks=["rte"]))

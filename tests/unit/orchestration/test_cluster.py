@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ import ray
 from attempt_ray.config import ClusterConfig, parse
 from attempt_ray.errors import ClusterError, ConfigError
 from attempt_ray.orchestration import cluster
-from attempt_ray.orchestration.cluster import check_resources, connected
+from attempt_ray.orchestration.cluster import _locked_file, _share, check_resources, connected
 
 
 def test_more_workers_than_cores_are_refused_before_ray_starts() -> None:
@@ -101,3 +102,17 @@ def test_nodes_that_an_autoscaler_brings_are_waited_for(monkeypatch: pytest.Monk
     monkeypatch.setattr(cluster, "request_resources", request)
     check_resources(ClusterConfig(workers=2, wait_seconds=5))
     assert asked == [{"bundles": [{"CPU": 1.0}] * 2, "bundle_label_selectors": [{}] * 2}]
+
+
+def test_a_node_tells_what_it_cannot_see_lock_or_read(tmp_path: Path) -> None:
+    assert _share(str(tmp_path / "absent"), "marker", "answer") == "it cannot see it"
+    assert _share(str(tmp_path), "marker", "answer") == "it cannot see it"
+    marker = tmp_path / "marker"
+    marker.write_bytes(b"else")
+    assert "locks of other nodes do not bind it" in str(_share(str(tmp_path), "marker", "answer"))
+    with _locked_file(marker):
+        assert _share(str(tmp_path), "marker", "answer") == "it reads something else than was written"
+        marker.write_bytes(b"seen")
+        assert not (tmp_path / "answer").exists()
+        assert _share(str(tmp_path), "marker", "answer") is None
+    assert (tmp_path / "answer").exists()

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from attempt_ray.bank.places import open_storage
 from attempt_ray.errors import DataError
-from attempt_ray.reporting.runs import Point, read_run, read_runs
+from attempt_ray.reporting.runs import Point, fetched, read_run, read_runs
 
 WriteRun = Callable[..., Path]
 
@@ -93,3 +94,26 @@ def test_nothing_to_report_names_the_fix(tmp_path: Path, prepared: str) -> None:
         (root / "target-attempt-rte-s1-0").mkdir()
     with pytest.raises(DataError, match=r"jobs\.run_pipeline"):
         read_runs(root)
+
+
+def test_runs_on_a_store_are_read_like_those_on_a_disk(write_run, s3):
+    storage = open_storage(s3)
+    for path in (write_run(), write_run("spot")):
+        for file in path.iterdir():
+            storage.replace(f"{path.name}/{file.name}", file.read_bytes())
+        storage.replace(f"{path.name}/checkpoints/step-00000001/state.safetensors", b"large")
+    storage.replace("unfinished/metrics.jsonl", b"")
+    storage.replace("earlier/report.md", b"")
+    storage.replace(".hidden/report.json", b"")
+    with fetched(str(path.parent)) as root:
+        local = read_runs(root)
+        assert root == path.parent
+    with fetched(s3) as root:
+        found = read_runs(root)
+        assert [run.report for run in found.runs] == [run.report for run in local.runs]
+        assert [run.history for run in found.runs] == [run.history for run in local.runs]
+        assert [item.directory.name for item in found.set_aside] == ["unfinished"]
+        assert not list(root.rglob("checkpoints"))
+        entry = next(entry for entry in storage.entries(path.name) if entry.name == "report.json")
+        assert {run.directory.name: run.finished for run in found.runs}[path.name] == entry.modified
+    assert not root.exists()

@@ -178,8 +178,10 @@ def test_two_checkpoints_are_kept_and_a_half_uploaded_one_is_removed(make_node, 
     assert [event.facts.get("step") for event in events[:2]] == [None, 4]
 
 
-@pytest.mark.parametrize("file", ["state.safetensors", "best.safetensors", "manifest.json"])
-@pytest.mark.parametrize("damage", ["flipped", "torn"])
+@pytest.mark.parametrize(
+    ("file", "damage"),
+    [("state.safetensors", "flipped"), ("best.safetensors", "torn"), ("manifest.json", "flipped")],
+)
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(make_node, s3, tmp_path, file, damage):
     with pytest.raises(EndedEarlyError):
         execute(make_node("a"), on_progress=interrupt_after(7))
@@ -205,6 +207,16 @@ def test_a_finished_run_whose_kept_states_are_gone_from_the_bank_is_published_fr
     second = make_node("b")
     execute(second)
     assert Bank(second.bank).load(reference).sha256 == Bank(first.bank).load(reference).sha256
+
+
+def test_what_a_process_killed_after_its_report_left_is_removed(make_node, s3, hasty):
+    config = make_node("a")
+    result, storage = execute(config), open_storage(s3)
+    run = the_run(storage)
+    storage.replace(f"{run}/checkpoints/step-00000009/state.safetensors", b"")
+    storage.replace(f"{run}/.lease/dead", b'{"holder": "dead", "lock": ""}')
+    assert execute(make_node("b", bank=config.bank)) == result
+    assert storage.entries(f"{run}/checkpoints") == storage.entries(f"{run}/.lease") == []
 
 
 def test_a_second_process_is_refused_and_told_who_holds_the_run(make_node, hasty):

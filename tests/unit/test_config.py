@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+import pytest
+
+from attempt_ray.config import carries_secret, parse
+from attempt_ray.errors import ConfigError
+
+SECRET = [
+    "s3://user:hunter2@bucket/x",
+    "s3://user:hun/ter2@bucket/x",
+    "s3://user:hun?ter2@bucket/x",
+    "s3://bucket/x?region=eu-west-1&Secret_Key=hunter2",
+    "s3://bucket/x?session_token=hunter2",
+    "abfs://container@account/x?sas_token=hunter2",
+    "s3://bucket/x?endpoint_override=http://user:hunter2@host:9000",
+]
+PLAIN = [
+    "runs",
+    "C:/runs@home",
+    "file:///runs",
+    "s3://bucket/x?region=eu-west-1&endpoint_override=localhost:9000&scheme=http",
+    "abfs://container@account.dfs.core.windows.net/x",
+    "hdfs://user@host:8020/x",
+    "gs://bucket/monkeys?retry_limit_seconds=3",
+]
+
+
+@pytest.mark.parametrize("uri", SECRET)
+@pytest.mark.parametrize("key", ["runs", "bank"])
+def test_a_uri_with_a_password_is_refused_without_repeating_it(key, uri):
+    assert carries_secret(uri)
+    with pytest.raises(
+        ConfigError, match=rf"^{key} got a URI that carries a password.*AWS_ACCESS_KEY_ID"
+    ) as caught:
+        parse([{key: uri}])
+    assert "ter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("uri", PLAIN)
+def test_a_uri_without_one_is_taken(uri):
+    config = parse([{"runs": uri, "bank": uri}])
+    assert (config.runs, config.bank) == (uri, uri)
