@@ -9,18 +9,21 @@ CONFIG ?= embedded
 UV ?= uv
 DATA ?= ../shared/data
 BACKBONE ?= t5-small
+KILLS ?= 200
+RAY_KILLS ?= 5
 
 BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test bench check lock clean
+.PHONY: help install demo test bench kills check lock clean
 MAKEFLAGS += --no-print-directory
 
 help:
 	@echo "make demo    train, evaluate and explain prompts on the embedded tasks (offline, minutes)"
 	@echo "make test    run the tests"
 	@echo "make bench   measure the speed of training and answering against peers (DATA=directory of real rows)"
+	@echo "make kills   kill and damage training a few hundred times (KILLS without Ray, RAY_KILLS of each part under Ray)"
 	@echo "make check   lint, format, types, import law, tests"
 	@echo "make lock    resolve requirements/dev.in into requirements/lock.txt"
 
@@ -55,6 +58,12 @@ bench: $(STAMP)
 	@$(BIN)/python tests/benchmark/training.py --data $(DATA) --backbone $(BACKBONE) --out docs/benchmarks/training-$(BACKBONE).json
 	@$(BIN)/python tests/benchmark/packing.py --data $(DATA) --backbone $(BACKBONE) --out docs/benchmarks/packing-$(BACKBONE).json
 	@$(BIN)/python tests/benchmark/serving.py --data $(DATA) --backbone $(BACKBONE) --out docs/benchmarks/serving-$(BACKBONE).json
+
+# Each test tells how often it killed; nice 0 for the workers, which Ray else runs at nice 15.
+kills: $(STAMP)
+	@ATTEMPT_KILLS=$(KILLS) ATTEMPT_RAY_KILLS=$(RAY_KILLS) RAY_worker_niceness=0 $(BIN)/python -m pytest \
+	  -o timeout=7200 tests/unit/training/test_resume.py tests/unit/training/test_mirror.py \
+	  tests/unit/training/test_checkpoint.py tests/ray/test_kills.py $(ARGS)
 
 check: $(STAMP)
 	$(BIN)/ruff check .

@@ -73,8 +73,9 @@ def nodes(count: int) -> Iterator[None]:
         yield
         return
     head = {"num_cpus": 0, "include_dashboard": False}
-    cluster = Cluster(initialize_head=True, connect=True, head_node_args=head)
+    cluster = Cluster(initialize_head=True, head_node_args=head)
     try:
+        ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
         for _ in range(count):
             cluster.add_node(num_cpus=1)
         cluster.wait_for_nodes()

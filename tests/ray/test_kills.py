@@ -67,7 +67,7 @@ class Told:
         """Read to the end; return what came of every run."""
         self.until(lambda _: False)
         assert self.process.wait(60) == 0
-        return {line[1]: line[2:] for line in self.lines if line[0] == "result"}
+        return {line[1]: line[2:] for line in self.lines if line[:1] == ["result"]}
 
 
 @contextmanager
@@ -127,7 +127,7 @@ def expected(make_pool: Callable[[str], Config], known: dict[str, bytes]) -> dic
 def mid_run(told: Told, rng: random.Random) -> None:
     """Wait until some run is at some step in the middle."""
     step = rng.randrange(20, 150)
-    assert told.until(lambda line: line[0] == "progress" and len(line) > 2 and int(line[2]) >= step)
+    assert told.until(lambda line: line[:1] == ["progress"] and len(line) > 2 and int(line[2]) >= step)
     time.sleep(rng.random() * 0.3)
 
 
