@@ -55,21 +55,23 @@ def test_the_newest_two_stay(tmp_path):
     assert len(checkpoints(tmp_path)) == KEEP
 
 
-def test_every_flipped_byte_is_found(tmp_path):
+def test_every_flipped_byte_and_every_torn_end_is_found(tmp_path):
     path = save_checkpoint(tmp_path, make(5))
     rng = random.Random(0)
-    places = [("manifest.json", place) for place in range((path / "manifest.json").stat().st_size)]
-    for name in ("state.safetensors", "best.safetensors"):
-        places += [(name, place) for place in rng.sample(range((path / name).stat().st_size), k=60)]
-    for name, place in places:
-        whole = (path / name).read_bytes()
-        damaged = bytearray(whole)
-        damaged[place] ^= 1 << rng.randrange(8)
-        (path / name).write_bytes(damaged)
-        with pytest.raises(IntegrityError, match="expected"):
-            read_checkpoint(path)
-        (path / name).write_bytes(whole)
+    cases = 0
+    for file in sorted(path.iterdir()):
+        whole = file.read_bytes()
+        for place in range(len(whole)):
+            damaged = bytearray(whole)
+            damaged[place] ^= 1 << rng.randrange(8)
+            for content in (bytes(damaged), whole[:place]):
+                file.write_bytes(content)
+                with pytest.raises(IntegrityError, match="expected"):
+                    read_checkpoint(path)
+                cases += 1
+        file.write_bytes(whole)
     assert read_checkpoint(path).step == 5
+    assert cases >= 2000
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "empty", "missing", "manifest"])
