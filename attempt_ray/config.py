@@ -234,7 +234,7 @@ class ClusterConfig(Section):
     """What Ray is asked for."""
 
     address: str | None = None
-    """Cluster to join; None starts a private local one."""
+    """Cluster to join; None is the one whose job this is (`ray job submit`), else a private local one."""
     workers: int = Field(default=2, ge=1)
     """Training workers, each with one frozen backbone."""
     cpus_per_worker: float = Field(default=1.0, gt=0)
@@ -246,6 +246,11 @@ class ClusterConfig(Section):
     GPU and 1 on a processor, where only batches of a few rows gain."""
     attempts: int = Field(default=2, ge=1)
     """Times a failing run is tried before it is set aside with its reason."""
+
+    @property
+    def runs_at_once(self) -> int:
+        """Runs that a worker has under way at once: `runs_per_worker`, or what it is where it is left open."""
+        return self.runs_per_worker or (8 if self.gpus_per_worker else 1)
 
 
 class Config(Section):

@@ -1,6 +1,6 @@
-"""The Ray cluster a pool runs on: a private local one, or one to join.
+"""The Ray cluster a pool runs on: the one whose job this process is, one that is named, or a private local one.
 
-Nothing else in the library starts, joins or stops Ray, or reads an environment variable for it.
+Nothing else in the library starts, joins or stops Ray.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import shutil
 import signal
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from attempt_ray.config import ClusterConfig
 from attempt_ray.errors import ClusterError
+from attempt_ray.orchestration.ray_job import job_address
 
 _OBJECT_STORE_BYTES = 100 * 2**20
 """The pool sends configs and reports only; Ray's default is a third of the memory."""
@@ -41,7 +42,8 @@ def connected(cluster: ClusterConfig) -> Iterator[Path]:
 
     A private cluster listens with a token that only this process and its children know, writes below a temporary
     directory, and is gone with both when the block ends. Where Ray is already connected, that connection is used
-    and left as it is.
+    and left as it is. A process that was submitted to a cluster as a job joins that cluster, unless the config names
+    another one.
 
     Raises:
         ClusterError: The cluster cannot be reached, or can never give what is asked.
@@ -49,10 +51,11 @@ def connected(cluster: ClusterConfig) -> Iterator[Path]:
     # Unix sockets live below this directory and their paths may have 107 bytes: keep it short.
     scratch = Path(tempfile.mkdtemp(prefix="att-", dir="/tmp" if Path("/tmp").is_dir() else None))  # noqa: S108
     ours = not ray.is_initialized()
+    address = cluster.address or job_address()
     try:
-        with _environment(_QUIET | (_locked() if ours and cluster.address is None else {})):
+        with _environment(_QUIET | (_locked() if ours and address is None else {})):
             if ours:
-                _connect(cluster, scratch)
+                _connect(cluster, scratch, address=address)
             try:
                 check_resources(cluster)
                 yield scratch
@@ -69,18 +72,24 @@ def check_resources(cluster: ClusterConfig) -> None:
     Raises:
         ClusterError: The nodes together have too few CPUs or GPUs for `cluster.workers` workers.
     """
-    fits = 0
-    for node in ray.nodes():
-        if node["Alive"]:
-            fits += min(_fits(node["Resources"], "CPU", cluster.cpus_per_worker), cluster.workers)
-    if fits < cluster.workers:
-        raise ClusterError(_too_few("CPU", cluster.cpus_per_worker, cluster.workers, fits))
-    if cluster.gpus_per_worker:
-        gpus = sum(
-            _fits(node["Resources"], "GPU", cluster.gpus_per_worker) for node in ray.nodes() if node["Alive"]
-        )
-        if gpus < cluster.workers:
-            raise ClusterError(_too_few("GPU", cluster.gpus_per_worker, cluster.workers, gpus))
+    check_fits(cluster, [node["Resources"] for node in ray.nodes() if node["Alive"]])
+
+
+def check_fits(cluster: ClusterConfig, nodes: Sequence[Mapping[str, float]]) -> None:
+    """Refuse what nodes of these total resources can never give.
+
+    Args:
+        cluster: What is asked for.
+        nodes: Resources of every living node by Ray's names: CPU, GPU.
+
+    Raises:
+        ClusterError: The nodes together have too few CPUs or GPUs for `cluster.workers` workers.
+    """
+    for kind, each in (("CPU", cluster.cpus_per_worker), ("GPU", cluster.gpus_per_worker)):
+        if each:
+            fits = sum(_fits(resources, kind, each) for resources in nodes)
+            if fits < cluster.workers:
+                raise ClusterError(_too_few(kind, each, cluster.workers, fits))
 
 
 def check_shared(directory: Path) -> None:
@@ -124,9 +133,9 @@ def _exists(path: str) -> bool:
     return Path(path).exists()
 
 
-def _connect(cluster: ClusterConfig, scratch: Path) -> None:
+def _connect(cluster: ClusterConfig, scratch: Path, *, address: str | None) -> None:
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-    if cluster.address is None:
+    if address is None:
         # "local" matters: without it Ray joins any cluster that happens to run on the machine.
         options |= {
             "address": "local",
@@ -136,12 +145,12 @@ def _connect(cluster: ClusterConfig, scratch: Path) -> None:
             "_temp_dir": str(scratch),
         }
     else:
-        options["address"] = cluster.address
+        options["address"] = address
     try:
         with _signals_kept():
             ray.init(**options)
     except (OSError, RuntimeError, ValueError) as error:
-        where = cluster.address or "a private local cluster"
+        where = address or "a private local cluster"
         reason = " ".join(str(error).split())[:300]
         raise ClusterError(f"cannot reach Ray at {where}: {reason}; check cluster.address") from error
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +39,6 @@ _BEATS_SECONDS = 1.5
 """Within this time every worker tells a new queue what it holds."""
 _DRAIN_SECONDS = 1.0
 """Time between two looks for nodes that are about to be taken away."""
-_GPU_RUNS = 8
-"""Runs that a worker with a GPU has under way at once, where the config leaves it open."""
 _IDLE_DEATHS = 4
 """Deaths of workers that held no run, survived before the pool gives up."""
 
@@ -107,15 +105,10 @@ def _run_here(study: Study, cluster: ClusterConfig, *, work: Work | None) -> Non
             queue.submit(key, config.model_dump(mode="json"), place, _company(config))
         if study.done():
             return
-        while (order := queue.lease(0, _places(cluster)))["do"] == "run":
-            execute_order(order, rank=0, places=_places(cluster), work=work, queue=notes)
+        while (order := queue.lease(0, cluster.runs_at_once))["do"] == "run":
+            execute_order(order, rank=0, places=cluster.runs_at_once, work=work, queue=notes)
             if (error := stop_asked()) is not None:
                 raise error
-
-
-def _places(cluster: ClusterConfig) -> int:
-    """Return how many runs a worker has under way at once."""
-    return cluster.runs_per_worker or (_GPU_RUNS if cluster.gpus_per_worker else 1)
 
 
 def _company(config: Config) -> str | None:
@@ -178,9 +171,8 @@ def _run_on_ray(study: Study, cluster: ClusterConfig, *, work: Work | None, scra
                     submit(*job)
                 generation = found
             for key, config, order in study.ready():
-                if config.runs not in checked:
-                    check_shared(Path(config.runs).expanduser())
-                    checked.add(config.runs)
+                _check_places({config.runs, config.bank} - checked)
+                checked |= {config.runs, config.bank}
                 submit(key, config, order)
             left = not workers.is_alive()  # before the last look at the queue, which then misses nothing
             study.take(ray.get(queue.drain.remote()))
@@ -202,6 +194,13 @@ def _run_on_ray(study: Study, cluster: ClusterConfig, *, work: Work | None, scra
         workers.join(_CLOSE_SECONDS)
     finally:
         ray.kill(queue)
+
+
+def _check_places(places: Iterable[str]) -> None:
+    """Refuse directories that some node does not see; an object store is the same everywhere."""
+    for place in places:
+        if "://" not in place:
+            check_shared(Path(place).expanduser())
 
 
 def _leave(queue: Any) -> None:
@@ -242,7 +241,7 @@ def _trainer(name: str, cluster: ClusterConfig, *, work: Work | None, scratch: P
             "pool": name,
             "work": work,
             "threads": max(1, int(cluster.cpus_per_worker)),
-            "places": _places(cluster),
+            "places": cluster.runs_at_once,
             "directory": str(Path.cwd()),
         },
         torch_config=_LeavingConfig(backend="gloo"),
