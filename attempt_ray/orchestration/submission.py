@@ -37,6 +37,8 @@ _ANSWER_SECONDS = 60.0
 """Longest wait for an answer, once connected; the first request of a client has `_CONNECT_SECONDS`."""
 _AGENT_SECONDS = 30.0
 """A cluster that has just started takes some seconds until it accepts jobs."""
+_STOP_SECONDS = 30.0
+"""Longest wait for a job that was asked to stop; Ray kills it before."""
 _POLL_SECONDS = 1.0
 _WATCH_SECONDS = 5.0
 """Time between two looks whether a job whose log is silent has ended."""
@@ -302,7 +304,7 @@ class Jobs:
                 return True
 
     def stop(self, name: str) -> RayJob:
-        """Ask a job to stop and wait until it has, or has been killed; return it.
+        """Ask a job to stop and return it once it has, or as it is after half a minute.
 
         Raises:
             ClusterError: There is no such job, or the cluster does not answer.
@@ -310,7 +312,8 @@ class Jobs:
         self.find(name)
         with self._explained():
             self._client.stop_job(name)
-        while (job := self.find(name)).goes_on:
+        deadline = time.monotonic() + _STOP_SECONDS
+        while (job := self.find(name)).goes_on and time.monotonic() < deadline:
             time.sleep(_POLL_SECONDS / 4)
         return job
 

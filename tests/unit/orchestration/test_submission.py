@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from attempt_ray.errors import ClusterError
-from attempt_ray.orchestration.submission import _Written, check_address, find_token
+from attempt_ray.orchestration import submission
+from attempt_ray.orchestration.submission import Jobs, _Written, check_address, find_token
 
 NAMES = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
@@ -94,3 +99,97 @@ def test_a_log_that_is_sent_again_is_shown_once() -> None:
     written.whole("one\ntwo\nthree\nfour\n")
     written.whole("one\ntwo\nthree\nfour\n")
     assert "".join(shown) == "one\ntwo\nthree\nfour\n"
+
+
+def jobs_of(client: Any) -> Jobs:
+    """Return the jobs of a cluster behind another client."""
+    jobs = Jobs.__new__(Jobs)
+    jobs.address, jobs._with_token, jobs._client = "http://head:8265", True, client
+    return jobs
+
+
+def job(status: str) -> SimpleNamespace:
+    return SimpleNamespace(
+        submission_id="x",
+        status=status,
+        entrypoint="true",
+        message=None,
+        start_time=1000,
+        end_time=None,
+        driver_exit_code=None,
+    )
+
+
+@pytest.mark.parametrize("last", ["hangs", "breaks"])
+def test_a_job_is_followed_to_its_end_through_connections_that_break_or_hang(
+    last: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(submission, "_WATCH_SECONDS", 0.01)
+    monkeypatch.setattr(submission, "_POLL_SECONDS", 0.01)
+
+    class Client:
+        tails = 0
+
+        def list_jobs(self) -> list[SimpleNamespace]:
+            return [job("RUNNING" if self.tails < 3 else "SUCCEEDED")]
+
+        async def tail_job_logs(self, name: str) -> AsyncIterator[str]:
+            self.tails += 1
+            yield "one\n"
+            if self.tails < 3 or last == "breaks":
+                raise RuntimeError("the connection broke")
+            await asyncio.sleep(60)
+
+        def get_job_logs(self, name: str) -> str:
+            return "one\ntwo\n"
+
+    shown: list[str] = []
+    assert jobs_of(Client()).follow("x", shown.append).status == "SUCCEEDED"
+    assert "".join(shown) == "one\ntwo\n"
+
+
+def test_a_cluster_that_does_not_answer_any_more_ends_the_following(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(submission, "_WATCH_SECONDS", 0.01)
+    monkeypatch.setattr(submission, "_LOST_SECONDS", 0.05)
+
+    class Client:
+        asked = 0
+
+        def list_jobs(self) -> list[SimpleNamespace]:
+            self.asked += 1
+            if self.asked > 1:
+                raise ConnectionError
+            return [job("RUNNING")]
+
+        async def tail_job_logs(self, name: str) -> AsyncIterator[str]:
+            await asyncio.sleep(60)
+            yield ""
+
+    with pytest.raises(ClusterError, match="no Ray dashboard answers at http://head:8265"):
+        jobs_of(Client()).follow("x", print)
+
+
+def test_a_head_that_takes_no_jobs_is_not_waited_for_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(submission, "_AGENT_SECONDS", 0.02)
+    monkeypatch.setattr(submission, "_POLL_SECONDS", 0.01)
+
+    class Client:
+        asked = 0
+
+        def submit_job(self, **_: Any) -> str:
+            self.asked += 1
+            raise RuntimeError("Request failed with status code 500: No available agent to submit job.")
+
+    client = Client()
+    with pytest.raises(ClusterError, match=r"accepts no jobs: .* ray start --dashboard-agent-listen-port"):
+        jobs_of(client).submit("x", entrypoint="true", runtime_env={}, resources={})
+    assert client.asked > 1
+
+
+def test_a_traceback_of_the_server_becomes_its_last_line() -> None:
+    class Client:
+        def list_jobs(self) -> None:
+            raise RuntimeError("Request failed: Traceback\n  File x\nValueError: too large\n.")
+
+    with pytest.raises(ClusterError, match=r"^http://head:8265: ValueError: too large$"):
+        jobs_of(Client()).known()
