@@ -237,7 +237,7 @@ class ClusterConfig(Section):
     """What Ray is asked for."""
 
     address: str | None = None
-    """Cluster to join; None starts a private local one."""
+    """Cluster to join; None is the one whose job this is (`ray job submit`), else a private local one."""
     mode: Literal["pool", "isolated"] = "pool"
     """`pool`: workers lease whole runs, several at once. `isolated`: one trainer after the other, each run on all workers,
     which share every batch: for long runs, and for backbones that want many GPUs. Both compute the same."""
@@ -279,6 +279,11 @@ class ClusterConfig(Section):
         """Return what one worker asks of Ray."""
         gpus = {"GPU": self.gpus_per_worker} if self.gpus_per_worker else {}
         return {"CPU": self.cpus_per_worker, **gpus, **self.resources_per_worker}
+
+    @property
+    def runs_at_once(self) -> int:
+        """Runs that a worker has under way at once: `runs_per_worker`, or what it is where it is left open."""
+        return self.runs_per_worker or (8 if self.gpus_per_worker else 1)
 
 
 class Config(Section):

@@ -30,8 +30,12 @@ bank_app = typer.Typer(
     help="Look into the prompt bank, and move what it serves.", no_args_is_help=True, **_SETTINGS
 )
 runs_app = typer.Typer(help="Look at run directories.", no_args_is_help=True, **_SETTINGS)
+jobs_app = typer.Typer(
+    help="Look at the jobs of a Ray cluster, and stop them.", no_args_is_help=True, **_SETTINGS
+)
 app.add_typer(bank_app, name="bank")
 app.add_typer(runs_app, name="runs")
+app.add_typer(jobs_app, name="jobs")
 
 Configs = Annotated[
     list[str] | None,
@@ -51,6 +55,24 @@ NoRay = Annotated[
     bool, typer.Option("--no-ray", help="One run after the other in this process, without Ray.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one line of JSON.")]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        "--address",
+        help="The cluster's dashboard; default: RAY_API_SERVER_ADDRESS, or http://127.0.0.1:8265.",
+        metavar="URL",
+    ),
+]
+TokenFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--token-file", help="File with the cluster's token; default: where Ray looks.", metavar="FILE"
+    ),
+]
+WithoutToken = Annotated[
+    bool, typer.Option("--without-token", help="Send no token, even to another machine.")
+]
+JobName = Annotated[str, typer.Argument(metavar="ID", help="Submission id, as `jobs list` shows it.")]
 Prompt = Annotated[
     str | None,
     typer.Option("--prompt", help="Prompt of the bank; default: target/<task>.", metavar="REFERENCE"),
@@ -208,6 +230,138 @@ def pipeline(config: Configs = None, settings: Settings = None, no_ray: NoRay = 
         return run_pipeline(page, placement="here" if no_ray else "pool", configs=names)
 
     perform(call)
+
+
+@app.command()
+def submit(
+    job: Annotated[
+        str,
+        typer.Argument(
+            help="train-sources, train-prior, train-target, pipeline, evaluate or report.", metavar="JOB"
+        ),
+    ],
+    options: Annotated[
+        list[str] | None, typer.Argument(help="More options of the job, after --.", metavar="OPTION")
+    ] = None,
+    config: Configs = None,
+    settings: Settings = None,
+    address: Address = None,
+    token_file: TokenFile = None,
+    without_token: WithoutToken = False,
+    working_dir: Annotated[
+        Path, typer.Option("--working-dir", help="Directory that is uploaded, and the job works in.")
+    ] = Path(),
+    python: Annotated[str, typer.Option("--python", help="Interpreter on the cluster.")] = "python",
+    env: Annotated[
+        list[str] | None,
+        typer.Option("--env", help="A variable that the job gets; no secrets.", metavar="NAME[=VALUE]"),
+    ] = None,
+    tflops: Annotated[
+        float | None, typer.Option("--tflops", help="TFLOP/s of useful work of one worker, for the estimate.")
+    ] = None,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Follow the job to its end.")] = True,
+    again: Annotated[bool, typer.Option("--again", help="Even if the same work has succeeded.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the plan alone; nothing is sent.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    """Submit a job to a Ray cluster, once, and follow it: attempt submit pipeline --config embedded."""
+    import contextlib
+
+    with one_line_errors():
+        from attempt_ray.errors import ConfigError
+        from jobs import submit as submission
+
+        if not working_dir.is_dir():
+            raise ConfigError(f"--working-dir got {working_dir}, which is no directory")
+        token_file = None if token_file is None else token_file.absolute()
+        names = [str(Path(name).absolute()) if Path(name).is_file() else name for name in config or []]
+        with contextlib.chdir(working_dir):
+            plan = submission.make_plan(
+                job,
+                configs=names,
+                settings=settings or [],
+                options=options or [],
+                variables=env or [],
+                python=python,
+                tflops=tflops,
+                token_file=token_file,
+            )
+            for line in plan.describe():
+                tell(line)
+            facts, code = {"job": "submit", "id": plan.id, "plan": plan.as_dict()}, 0
+            if not dry_run:
+                cluster = submission.connect(address, token_file=token_file, without_token=without_token)
+                follow = _connection(address, token_file, without_token=without_token)
+                facts, code = submission.submit(plan, cluster, wait=wait, again=again, yes=yes, follow=follow)
+        typer.echo(json.dumps(facts))
+    raise typer.Exit(code)
+
+
+@jobs_app.command("list")
+def jobs_list(
+    address: Address = None,
+    token_file: TokenFile = None,
+    without_token: WithoutToken = False,
+    as_json: AsJson = False,
+) -> None:
+    """List the jobs that were submitted to a cluster, the latest first."""
+    with one_line_errors():
+        from jobs.submit import connect, job_rows
+
+        found = connect(address, token_file=token_file, without_token=without_token).known()
+        if as_json:
+            typer.echo(json.dumps([job.as_dict() for job in found]))
+        else:
+            _table(["job", "status", "exit code", "started", "took"], job_rows(found), as_json=False)
+
+
+@jobs_app.command("logs")
+def jobs_logs(
+    name: JobName,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job ends.")] = False,
+    address: Address = None,
+    token_file: TokenFile = None,
+    without_token: WithoutToken = False,
+) -> None:
+    """Print what a job has printed; with --follow, exit with its exit code."""
+    code = 0
+    with one_line_errors():
+        from jobs.submit import connect, follow_job
+
+        cluster = connect(address, token_file=token_file, without_token=without_token)
+        if follow:
+            again = _connection(address, token_file, without_token=without_token)
+            _, code = follow_job(cluster, name, address=again, stream=sys.stdout)
+        else:
+            typer.echo(cluster.log(name), nl=False)
+    raise typer.Exit(code)
+
+
+@jobs_app.command("stop")
+def jobs_stop(
+    name: JobName,
+    address: Address = None,
+    token_file: TokenFile = None,
+    without_token: WithoutToken = False,
+    as_json: AsJson = False,
+) -> None:
+    """Stop a job; its runs keep what they have reached, and the same submission goes on from there."""
+    with one_line_errors():
+        from jobs.submit import connect
+
+        job = connect(address, token_file=token_file, without_token=without_token).stop(name)
+        typer.echo(json.dumps(job.as_dict()) if as_json else f"{job.id}: {job.status}")
+
+
+def _connection(address: str | None, token_file: Path | None, *, without_token: bool) -> str:
+    """Return the options that lead to the same cluster."""
+    import shlex
+
+    parts = [] if address is None else ["--address", address]
+    parts += [] if token_file is None else ["--token-file", str(token_file)]
+    return shlex.join([*parts, *(["--without-token"] if without_token else [])])
 
 
 @app.command()

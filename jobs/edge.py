@@ -60,10 +60,14 @@ def load_config(names: Sequence[str], settings: Sequence[str] = ()) -> Config:
 
     Raises:
         ConfigError: A name, key or value cannot be used.
+        ClusterError: This is a job on a cluster, and what it writes would be lost with its working directory.
     """
     from attempt_ray import config
+    from attempt_ray.orchestration.ray_job import check_places
 
-    return config.load(config_paths(names), settings)
+    page = config.load(config_paths(names), settings)
+    check_places(page)
+    return page
 
 
 def perform(call: Callable[[], Result | None]) -> NoReturn:

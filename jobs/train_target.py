@@ -26,13 +26,10 @@ def train_target(
     Raises:
         AttemptError: Something cannot be used, or training met non-finite values.
     """
-    if not config.tasks:
-        raise ConfigError("tasks is empty; name at least one, such as --set tasks=[rte]")
+    run = target_run(config)
     from attempt_ray.training.run import execute, mixture_without_training
 
     check_stores(config)
-    label = "attempt_mt" if config.method == "attempt" and len(config.tasks) > 1 else config.method
-    run = plan.target_config(config, label=label, tasks=config.tasks, seed=config.seed)
     name = "+".join(config.tasks)
     with Screen() as screen:
         result = (execute if steps == "as_configured" else mixture_without_training)(
@@ -48,6 +45,18 @@ def train_target(
             for key in ("label", "tasks", "seed", "digest", "steps", "scores", "bank", "seconds")
         },
     }
+
+
+def target_run(config: Config) -> Config:
+    """Return the run that `train_target` makes of a config.
+
+    Raises:
+        ConfigError: `tasks` is empty, or one of them is unknown.
+    """
+    if not config.tasks:
+        raise ConfigError("tasks is empty; name at least one, such as --set tasks=[rte]")
+    label = "attempt_mt" if config.method == "attempt" and len(config.tasks) > 1 else config.method
+    return plan.target_config(config, label=label, tasks=config.tasks, seed=config.seed)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""The Ray cluster a pool runs on: a private local one, or one to join.
+"""The Ray cluster a pool runs on: the one whose job this process is, one that is named, or a private local one.
 
-Nothing else in the library starts, joins or stops Ray, or reads an environment variable for it.
+Nothing else in the library starts, joins or stops Ray.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from attempt_ray.bank.local import LocalStorage
 from attempt_ray.bank.places import check_reachable, open_storage
 from attempt_ray.config import ClusterConfig
 from attempt_ray.errors import AttemptError, ClusterError
+from attempt_ray.orchestration.ray_job import job_address
 
 _OBJECT_STORE_BYTES = 100 * 2**20
 """The pool sends configs and reports only; Ray's default is a third of the memory."""
@@ -49,7 +50,8 @@ def connected(cluster: ClusterConfig) -> Iterator[Path]:
 
     A private cluster listens with a token that only this process and its children know, writes below a temporary
     directory, and is gone with both when the block ends. Where Ray is already connected, that connection is used
-    and left as it is.
+    and left as it is. A process that was submitted to a cluster as a job joins that cluster, unless the config names
+    another one.
 
     Raises:
         ClusterError: The cluster cannot be reached, or can never give what is asked.
@@ -57,10 +59,11 @@ def connected(cluster: ClusterConfig) -> Iterator[Path]:
     # Unix sockets live below this directory and their paths may have 107 bytes: keep it short.
     scratch = Path(tempfile.mkdtemp(prefix="att-", dir="/tmp" if Path("/tmp").is_dir() else None))  # noqa: S108
     ours = not ray.is_initialized()
+    address = cluster.address or job_address()
     try:
-        with _environment(_QUIET | (_locked() if ours and cluster.address is None else {})):
+        with _environment(_QUIET | (_locked() if ours and address is None else {})):
             if ours:
-                _connect(cluster, scratch)
+                _connect(cluster, scratch, address=address)
             try:
                 check_resources(cluster)
                 yield scratch
@@ -79,23 +82,37 @@ def check_resources(cluster: ClusterConfig) -> None:
             `cluster.wait_seconds`.
     """
     wanted = cluster.min_workers or cluster.workers
-    if _room(cluster) < wanted and cluster.wait_seconds:
+    if _room(cluster, _alive()) < wanted and cluster.wait_seconds:
         bundles = [cluster.bundle()] * cluster.workers
         request_resources(bundles=bundles, bundle_label_selectors=[cluster.labels] * cluster.workers)
         deadline = time.monotonic() + cluster.wait_seconds
-        while _room(cluster) < wanted and time.monotonic() < deadline:
+        while _room(cluster, _alive()) < wanted and time.monotonic() < deadline:
             time.sleep(1.0)
-    if (room := _room(cluster)) < wanted:
-        raise ClusterError(_too_few(cluster, _alive(), room=room))
+    check_fits(cluster, _alive())
+
+
+def check_fits(cluster: ClusterConfig, nodes: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse what these nodes have no room for.
+
+    Args:
+        cluster: What is asked for.
+        nodes: For every living node `Resources`, its total resources by Ray's names, and `Labels`.
+
+    Raises:
+        ClusterError: There is no room for `cluster.workers` workers, or `min_workers` where that is set.
+    """
+    room = _room(cluster, nodes)
+    if room < (cluster.min_workers or cluster.workers):
+        raise ClusterError(_too_few(cluster, nodes, room=room))
 
 
 def _alive() -> list[Mapping[str, Any]]:
     return [node for node in ray.nodes() if node["Alive"]]
 
 
-def _room(cluster: ClusterConfig) -> int:
+def _room(cluster: ClusterConfig, nodes: Sequence[Mapping[str, Any]]) -> int:
     """Return how many workers the nodes could hold if nothing else ran."""
-    return sum(_fits(node["Resources"], cluster.bundle()) for node in _eligible(_alive(), cluster.labels))
+    return sum(_fits(node["Resources"], cluster.bundle()) for node in _eligible(nodes, cluster.labels))
 
 
 def _eligible(nodes: Iterable[Mapping[str, Any]], labels: Mapping[str, str]) -> list[Mapping[str, Any]]:
@@ -205,9 +222,9 @@ def _locked_file(path: Path) -> Iterator[bool]:
             yield True
 
 
-def _connect(cluster: ClusterConfig, scratch: Path) -> None:
+def _connect(cluster: ClusterConfig, scratch: Path, *, address: str | None) -> None:
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-    if cluster.address is None:
+    if address is None:
         # "local" matters: without it Ray joins any cluster that happens to run on the machine.
         options |= {
             "address": "local",
@@ -217,12 +234,12 @@ def _connect(cluster: ClusterConfig, scratch: Path) -> None:
             "_temp_dir": str(scratch),
         }
     else:
-        options["address"] = cluster.address
+        options["address"] = address
     try:
         with _signals_kept():
             ray.init(**options)
     except (OSError, RuntimeError, ValueError) as error:
-        where = cluster.address or "a private local cluster"
+        where = address or "a private local cluster"
         reason = " ".join(str(error).split())[:300]
         raise ClusterError(f"cannot reach Ray at {where}: {reason}; check cluster.address") from error
 
@@ -241,9 +258,10 @@ def _signals_kept() -> Iterator[None]:
 def _cores(cluster: ClusterConfig) -> int:
     """Return the CPUs of this machine that the process may use, refusing what cannot fit before Ray is started."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    room = _fits({"CPU": cores}, {"CPU": cluster.cpus_per_worker})
-    if room < (cluster.min_workers or cluster.workers):
-        raise ClusterError(_too_few(cluster, [{"Resources": {"CPU": float(cores)}}], room=room))
+    check_fits(
+        cluster.model_copy(update={"gpus_per_worker": 0.0, "resources_per_worker": {}, "labels": {}}),
+        [{"Resources": {"CPU": float(cores)}}],
+    )
     return cores
 
 

@@ -42,8 +42,6 @@ _DRAIN_SECONDS = 1.0
 """Time between two looks for nodes that are about to be taken away."""
 _DRIVER = -1
 """The rank under which a driver leases the runs of isolated trainers."""
-_GPU_RUNS = 8
-"""Runs that a worker with a GPU has under way at once, where the config leaves it open."""
 _IDLE_DEATHS = 4
 """Deaths of workers that held no run, survived before the pool gives up."""
 
@@ -113,14 +111,9 @@ def _run_here(study: Study, cluster: ClusterConfig, *, work: Work | None) -> Non
             queue.submit(key, config.model_dump(mode="json"), place, _company(config))
         if study.done():
             return
-        while (order := queue.lease(0, _places(cluster)))["do"] == "run":
-            execute_order(order, rank=0, places=_places(cluster), work=work, queue=notes)
+        while (order := queue.lease(0, cluster.runs_at_once))["do"] == "run":
+            execute_order(order, rank=0, places=cluster.runs_at_once, work=work, queue=notes)
             heed_stop()
-
-
-def _places(cluster: ClusterConfig) -> int:
-    """Return how many runs a worker has under way at once."""
-    return cluster.runs_per_worker or (_GPU_RUNS if cluster.gpus_per_worker else 1)
 
 
 def _company(config: Config) -> str | None:
@@ -165,7 +158,7 @@ def _run_pool(study: Study, cluster: ClusterConfig, *, work: Work | None, scratc
                 "pool": name,
                 "work": work,
                 "threads": threads_of(cluster),
-                "places": _places(cluster),
+                "places": cluster.runs_at_once,
                 "directory": str(Path.cwd()),
             },
             name=name,
