@@ -14,7 +14,7 @@ from jobs.evaluate import evaluate
 from jobs.predict import predict
 from jobs.report import report
 from jobs.run_pipeline import choose, run_pipeline, worth_showing
-from jobs.show import run_report, run_rows
+from jobs.runs import run_rows, show_run
 from jobs.train_target import train_target
 
 MakeStudy = Callable[..., Config]
@@ -122,8 +122,14 @@ def test_a_study_on_a_store_ends_with_a_report_there_and_here(
     report(config)
     rows = run_rows(s3)
     assert len(rows) == result["runs"] == 4
-    (name,) = [row[0] for row in rows if row[1] == "attempt"]
-    assert json.loads(run_report(s3, name[-12:]))["label"] == "attempt"
+    (name,) = [row[0] for row in rows if row[2] == "attempt"]
+    assert {row[1] for row in rows} == {"finished"}
+    capsys.readouterr()
+    show_run(s3, name[-12:], follow=False, as_json=True)
+    shown = json.loads(capsys.readouterr().out)
+    assert (shown["state"], shown["report"]["label"]) == ("finished", "attempt")
+    with pytest.raises(DataError, match="--follow got runs on a store"):
+        show_run(s3, name, follow=True, as_json=False)
     assert Bank(config.bank).verify() == []
 
 
