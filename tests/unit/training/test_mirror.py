@@ -152,7 +152,7 @@ def test_the_store_holds_what_a_directory_holds_and_the_scratch_directory_is_emp
     run = the_run(storage)
     assert result.directory == storage.place(run)
     names = [entry.name for entry in storage.entries(run) if entry.kind == "file"]
-    assert names == ["best.safetensors", "config.json", "metrics.jsonl", "report.json"]
+    assert names == ["best.safetensors", "config.json", "metrics.jsonl", "report.json", "state.json"]
     assert json.loads(storage.read(f"{run}/report.json", limit=MOST)) == result.report
     left = [path.name for path in (Path(config.data.cache_dir) / "runs").rglob("*") if path.is_file()]
     assert left == [".lease"]
