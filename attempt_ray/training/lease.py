@@ -33,6 +33,7 @@ LOOK_SECONDS = 1.0
 """Time between two looks at a run that another process holds."""
 
 _LIMIT = 4096
+_UNKNOWN = "another process"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +138,7 @@ class Lease:
                 self.renew()
 
     def _give_up(self, others: list[Entry]) -> None:
-        self._taken_by = self._describe(others[0].name).name if others else "another process"
+        self._taken_by = self._name_of(others[0]) if others else _UNKNOWN
         with suppress(StorageError):
             self._storage.remove(self._own)
 
@@ -166,7 +167,7 @@ class Lease:
                 renewed = first.setdefault(entry.name, entry.modified) != entry.modified
                 if renewed or time.monotonic() - began > STALE_SECONDS + RENEW_SECONDS:
                     raise ConfigError(
-                        f"run {self._run} is being executed by {holders[entry.name].name}; wait for it, or set runs to "
+                        f"run {self._run} is being executed by {self._name_of(entry)}; wait for it, or set runs to "
                         f"another place (where that process is known to be gone, remove "
                         f"{self._storage.place(f'{self._directory}/{entry.name}')})"
                     )
@@ -183,14 +184,19 @@ class Lease:
         now = None if own is None else own.modified
         if now is not None and entry.modified is not None and now - entry.modified > STALE_SECONDS:
             return True
-        if entry.name not in holders:
-            holders[entry.name] = self._describe(entry.name)
-        return bool(self._holder.lock) and holders[entry.name].lock == self._holder.lock
+        if entry.name not in holders and (found := self._describe(entry.name)) is not None:
+            holders[entry.name] = found
+        holder = holders.get(entry.name)
+        return holder is not None and bool(holder.lock) and holder.lock == self._holder.lock
 
-    def _describe(self, token: str) -> Holder:
-        """Return who wrote an object of the lease."""
+    def _name_of(self, entry: Entry) -> str:
+        holder = self._describe(entry.name)
+        return _UNKNOWN if holder is None else holder.name
+
+    def _describe(self, token: str) -> Holder | None:
+        """Return who wrote an object of the lease; None where it is gone or cannot be read."""
         try:
             content = json.loads(self._storage.read(f"{self._directory}/{token}", limit=_LIMIT))
             return Holder(name=str(content["holder"]), lock=str(content["lock"]))
-        except (FileNotFoundError, IntegrityError, ValueError, KeyError, TypeError):
-            return Holder(name="another process", lock="")
+        except (FileNotFoundError, StorageError, IntegrityError, ValueError, KeyError, TypeError):
+            return None  # a claim that is taken back while it is read has S3 answer in many ways

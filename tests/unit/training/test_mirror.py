@@ -229,7 +229,8 @@ def test_a_second_process_is_refused_and_told_who_holds_the_run(make_node, hasty
         pass
 
 
-def test_a_run_that_was_taken_over_writes_no_more(make_node, s3, hasty):
+def test_a_run_that_was_taken_over_writes_no_more(make_node, s3, monkeypatch):
+    monkeypatch.setattr(lease_module, "RENEW_SECONDS", 3600)  # no renewal of its own between the lines below
     config = make_node("a")
     run = open_run(config, "run")
     with run.leased(config):
