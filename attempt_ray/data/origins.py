@@ -5,6 +5,7 @@ Whatever the origin, rows arrive as a `datasets.Dataset` in the schema of the ta
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,7 +32,7 @@ def load_split(task: Task, split: str, data: DataConfig) -> Dataset:
     """
     if data.origin == "embedded":
         count = data.embedded_train_rows if split == "train" else None
-        rows = Dataset.from_list(microworld.rows(task.name, split, seed=data.embedded_seed, count=count))
+        rows = _generated(task.name, split, seed=data.embedded_seed, count=count)
     elif data.origin == "hub":
         rows = _from_hub(task, split)
     elif data.origin == "mirror":
@@ -43,6 +44,12 @@ def load_split(task: Task, split: str, data: DataConfig) -> Dataset:
             f"split '{split}' of task '{task.name}' holds no row in origin '{data.origin}'; give it at least one"
         )
     return rows
+
+
+@functools.lru_cache(maxsize=96)
+def _generated(task: str, split: str, *, seed: int, count: int | None) -> Dataset:
+    """Return embedded rows, which a worker with many runs of one task need not draw again."""
+    return Dataset.from_list(microworld.rows(task, split, seed=seed, count=count))
 
 
 def _root(data: DataConfig) -> Path:

@@ -273,6 +273,45 @@ def test_a_run_that_fails_leaves_those_beside_it_alone(make_config, monkeypatch)
     assert len(Bank(configs[0].bank).list("target")) == 1
 
 
+def spoil(monkeypatch, *, way, seed):
+    """Let one run of several fail in its third step."""
+    kept = driver.take_step
+
+    def spoiled(trainings):
+        for training in trainings:
+            if training.seed == seed and training.step == 2:
+                if way == "diverges":
+                    training.method.prompts.prompts_NPH.register_hook(lambda gradient: gradient * torch.nan)
+                elif way == "loses its rows":
+                    training.stream = None
+                else:
+                    training.method.segment = lambda *_, **__: torch.empty(2**60)
+        return kept(trainings)
+
+    monkeypatch.setattr(driver, "take_step", spoiled)
+
+
+@pytest.mark.parametrize("way", ["diverges", "loses its rows", "wants more memory than there is"])
+def test_of_24_runs_together_one_fails_and_23_are_what_they_are_alone_bit_for_bit(
+    make_config, monkeypatch, way
+):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    changes = {"method": "prompt_tuning", "data": {"batch_rows": 8}, "training": {"steps": 4}}
+    configs = [make_config(tasks=[("rte", "mrpc")[seed % 2]], seed=seed, **changes) for seed in range(1, 25)]
+    alone = [execute(config.updated(runs=f"{config.runs}/alone")) for config in configs]
+    spoil(monkeypatch, way=way, seed=7)
+    together = execute_together(configs)
+    torch.set_num_threads(threads)
+    assert [place for place, result in enumerate(together) if isinstance(result, Exception)] == [6]
+    for place, (result, expected) in enumerate(zip(together, alone, strict=True)):
+        if place != 6:
+            assert result.report["backbone_unchanged"]
+            assert (result.directory / "best.safetensors").read_bytes() == (
+                expected.directory / "best.safetensors"
+            ).read_bytes()
+
+
 @pytest.mark.parametrize(
     "changes",
     [{"backbone": {"dtype": "bfloat16"}}, {"training": {"dropout": 0.25}}, {"training": {"threads": 2}}],
