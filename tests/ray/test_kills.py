@@ -1,6 +1,6 @@
 """SIGKILL of any part of a pool: no run is lost, and what is learned is what an undisturbed study learns, bit for bit.
 
-`make kills` sets how many of each; `make test` tries one of each.
+`make kills` sets how many of each; `make test` tries a worker's death and a driver's SIGTERM once.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ SCRIPT = Path(__file__).with_name("killing.py")
 SEEDS = list(range(1, 7))
 CHECKPOINT_STEPS = 10
 
+on_demand = pytest.mark.skipif("ATTEMPT_RAY_KILLS" not in os.environ, reason="minutes each: make kills")
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(240 + 120 * KILLS)]
 
 
@@ -131,7 +132,7 @@ def mid_run(told: Told, rng: random.Random) -> None:
     time.sleep(rng.random() * 0.3)
 
 
-@pytest.mark.parametrize("part", ["RayTrainWorker", "LeaseQueue"])
+@pytest.mark.parametrize("part", ["RayTrainWorker", pytest.param("LeaseQueue", marks=on_demand)])
 def test_a_killed_worker_or_queue_loses_nothing(
     make_pool: Callable[[str], Config], expected: dict[str, bytes], part: str
 ) -> None:
@@ -146,6 +147,7 @@ def test_a_killed_worker_or_queue_loses_nothing(
         assert learned(config) == expected
 
 
+@on_demand
 def test_a_killed_driver_loses_nothing(
     make_pool: Callable[[str], Config], expected: dict[str, bytes]
 ) -> None:
@@ -160,6 +162,7 @@ def test_a_killed_driver_loses_nothing(
         assert learned(config) == expected
 
 
+@on_demand
 def test_a_killed_node_loses_nothing(make_pool: Callable[[str], Config], expected: dict[str, bytes]) -> None:
     rng = random.Random(f"{SEED}raylet")
     for number in range(KILLS):
@@ -173,7 +176,7 @@ def test_a_killed_node_loses_nothing(make_pool: Callable[[str], Config], expecte
         assert learned(config) == expected
 
 
-@pytest.mark.parametrize("whom", ["driver", "worker"])
+@pytest.mark.parametrize("whom", ["driver", pytest.param("worker", marks=on_demand)])
 def test_sigterm_keeps_what_runs_have_reached_within_five_seconds(
     make_pool: Callable[[str], Config], expected: dict[str, bytes], whom: str
 ) -> None:
