@@ -106,7 +106,10 @@ def test_a_run_that_kills_its_worker_is_set_aside_alone(cluster: Path, tmp_path:
 
 
 def test_what_a_joined_cluster_can_never_give_is_refused_at_once(cluster: Path) -> None:
-    with pytest.raises(ClusterError, match=r"2 workers of 1 GPU each do not fit: there is room for 0"):
+    with pytest.raises(
+        ClusterError,
+        match=r"2 workers of 0.1 CPU, 1 GPU each do not fit: there is room for 0; the largest node has 0 GPU",
+    ):
         run_jobs(
             [job("a", "x", seed=1)], cluster=ClusterConfig(workers=2, gpus_per_worker=1, cpus_per_worker=0.1)
         )

@@ -280,8 +280,8 @@ def test_the_list_shows_every_job_with_its_outcome(head: Cluster) -> None:
     [
         ("token", "refuses the token; give the file with the cluster's token: --token-file"),
         ("address", "no Ray dashboard answers at http://127.0.0.1:"),
-        ("cpus", "2 workers of 3 CPU each do not fit: there is room for 0; lower cluster.cpus_per_worker"),
-        ("gpus", "2 workers of 1 GPU each do not fit: there is room for 0; lower cluster.gpus_per_worker"),
+        ("cpus", "2 workers of 3 CPU each do not fit: there is room for 0; the largest node has"),
+        ("gpus", "there is room for 0; the largest node has 0 GPU; lower cluster.gpus_per_worker"),
     ],
 )
 def test_a_mistake_is_told_in_a_few_lines_and_nothing_is_submitted(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 
 import pytest
@@ -12,11 +13,14 @@ import torch.multiprocessing as mp
 
 from attempt_ray.config import parse
 from attempt_ray.data.batching import BatchStream
+from attempt_ray.errors import StoppedError
 from attempt_ray.training.evaluation import evaluate
 from attempt_ray.training.ingredients import gather
 from attempt_ray.training.loop import Training, train
 from attempt_ray.training.optimizer import LinearSchedule, build_optimizer
 from attempt_ray.training.parallel import ALONE, Team
+from attempt_ray.training.run import execute
+from attempt_ray.training.stopping import ask_to_stop
 
 
 def learn(page, rows, team):
@@ -65,6 +69,47 @@ def test_a_team_learns_what_one_process_learns(make_config, tmp_path: Path, size
     for name, tensor in state.items():
         torch.testing.assert_close(tensor, expected[1][name], rtol=1e-3, atol=1e-4)
     assert answers[:2] == expected[2][:2]
+
+
+def go_on(rank, size, page, stop_after, directory):
+    """Execute a run in one of `size` processes; the leading one asks to stop after a step."""
+    torch.set_num_threads(1)
+    team = ALONE
+    if size > 1:
+        store = f"file://{directory}/store-{stop_after}"
+        dist.init_process_group("gloo", init_method=store, rank=rank, world_size=size)
+        team = Team.of_process_group()
+
+    def on_progress(progress):
+        if team.leads and getattr(progress, "step", None) == stop_after:
+            ask_to_stop()
+
+    try:
+        execute(parse([page]), on_progress=on_progress, team=team)
+    except StoppedError:
+        Path(directory, f"stopped-{stop_after}-{rank}").touch()
+    if size > 1:
+        dist.destroy_process_group()
+
+
+def history(runs: Path):
+    (directory,) = runs.iterdir()
+    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_moves_from_two_processes_to_one_and_back(make_config, tmp_path: Path):
+    training = {"steps": 9, "eval_steps": 3, "checkpoint_steps": 100, "dropout": 0.0}
+    config = make_config(tasks=["rte", "mrpc"], training=training)
+    page = config.model_dump(mode="json")
+    for size, stop_after in ((2, 2), (1, 5), (2, 99)):
+        mp.spawn(go_on, args=(size, page, stop_after, str(tmp_path)), nprocs=size)
+    assert {path.name for path in tmp_path.glob("stopped-*")} == {"stopped-2-0", "stopped-2-1", "stopped-5-0"}
+    alone = make_config(tasks=["rte", "mrpc"], training=training, runs=str(tmp_path / "alone"))
+    execute(alone)
+    for found, expected in zip(history(Path(config.runs)), history(tmp_path / "alone"), strict=True):
+        assert found.keys() == expected.keys()
+        for name in found.keys() - {"seconds"}:
+            assert found[name] == pytest.approx(expected[name], rel=1e-3)
 
 
 def test_a_process_alone_exchanges_nothing():
