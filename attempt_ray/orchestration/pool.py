@@ -168,29 +168,15 @@ def _run_pool(study: Study, cluster: ClusterConfig, *, work: Work | None, scratc
             most_failures=_IDLE_DEATHS + 4 * cluster.attempts * cluster.workers,
         )
     )
-    generation = ray.get(queue.generation.remote())
-    checked: set[str] = set()
+    desk = _Desk(queue, study)
     deadline, looked = time.monotonic() + _START_SECONDS, 0.0
     workers.start()
-
-    def submit(key: str, config: Config, order: int) -> None:
-        ray.get(queue.submit.remote(key, config.model_dump(mode="json"), order, _company(config)))
-
     try:
         while True:
             if is_stop_asked():
                 leave(queue)
                 raise stopped()
-            if (found := ray.get(queue.generation.remote())) != generation:
-                time.sleep(_BEATS_SECONDS)  # until all workers have told what they hold
-                for job in study.unfinished():
-                    submit(*job)
-                generation = found
-            for key, config, order in study.ready():
-                for place in {config.runs, config.bank} - checked:
-                    check_shared(place)
-                    checked.add(place)
-                submit(key, config, order)
+            desk.submit_what_is_ready()
             left = not workers.is_alive()  # before the last look at the queue, which then misses nothing
             study.take(ray.get(queue.drain.remote()))
             if study.done():
@@ -211,6 +197,36 @@ def _run_pool(study: Study, cluster: ClusterConfig, *, work: Work | None, scratc
         workers.join(_CLOSE_SECONDS)
     finally:
         ray.kill(queue)
+
+
+class _Desk:
+    """Where a driver submits the runs of a study to the queue, again after the queue has died."""
+
+    def __init__(self, queue: Any, study: Study) -> None:
+        self._queue = queue
+        self._study = study
+        self._generation = ray.get(queue.generation.remote())
+        self._checked: set[str] = set()
+
+    def submit_what_is_ready(self) -> None:
+        """Submit every run whose needs have finished since the last call.
+
+        Raises:
+            ClusterError: A node does not share its `runs` or `bank`.
+        """
+        if (found := ray.get(self._queue.generation.remote())) != self._generation:
+            time.sleep(_BEATS_SECONDS)  # until all workers have told what they hold
+            for job in self._study.unfinished():
+                self._submit(*job)
+            self._generation = found
+        for key, config, order in self._study.ready():
+            for place in {config.runs, config.bank} - self._checked:
+                check_shared(place)
+                self._checked.add(place)
+            self._submit(key, config, order)
+
+    def _submit(self, key: str, config: Config, order: int) -> None:
+        ray.get(self._queue.submit.remote(key, config.model_dump(mode="json"), order, _company(config)))
 
 
 def new_queue(name: str, cluster: ClusterConfig) -> Any:
@@ -234,18 +250,17 @@ def _run_isolated(study: Study, cluster: ClusterConfig, *, scratch: Path) -> Non
     """Give each run, one after the other, a trainer of its own, whose workers share every batch."""
     name = f"attempt-isolated-{uuid.uuid4().hex[:8]}"
     queue = new_queue(name, cluster)
-    ray.get(queue.register.remote(_DRIVER))
-    checked: set[str] = set()
+    desk = _Desk(queue, study)
     try:
         while True:
-            for key, config, order in study.ready():
-                for place in {config.runs, config.bank} - checked:
-                    check_shared(place)
-                    checked.add(place)
-                ray.get(queue.submit.remote(key, config.model_dump(mode="json"), order))
+            desk.submit_what_is_ready()
             if study.done():
                 return
-            (run,) = ray.get(queue.lease.remote(_DRIVER))["runs"]
+            ray.get(queue.register.remote(_DRIVER))
+            order = ray.get(queue.lease.remote(_DRIVER))
+            if order["do"] != "run":  # the queue has died in this moment
+                continue
+            (run,) = order["runs"]
             fit = Fit(
                 new_trainer(
                     execute_shared,

@@ -67,12 +67,15 @@ class LeaseQueue:
         return self._generation
 
     def submit(self, key: str, config: Facts, order: int, company: str | None = None) -> None:
-        """Add a run, its key a new one; of those that wait, the one of the lowest `order` is leased first.
+        """Add a run; of those that wait, the one of the lowest `order` is leased first.
 
-        A run that a worker told to hold stays with it.
+        A run that a worker told to hold stays with it. Submitted again, as by a driver that cannot know whether a dying
+        queue had heard it, a run stays what it was.
         """
         if key in self._entries:
-            raise ValueError(f"run '{key}' was submitted before; give every run its own key")
+            if self._entries[key].config != config:
+                raise ValueError(f"run '{key}' was submitted with another config; give every run its own key")
+            return
         entry = _Entry(config=config, order=order, company=company)
         self._entries[key] = entry
         if (holder := self._held_before.pop(key, None)) is not None:

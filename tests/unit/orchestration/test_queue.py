@@ -47,9 +47,15 @@ def test_what_comes_earlier_in_the_study_overtakes_what_was_submitted_before() -
     assert [leased(queue, 0), leased(queue, 1)] == [["sooner"], ["later"]]
 
 
-def test_a_key_is_submitted_once() -> None:
-    with pytest.raises(ValueError, match="'a' was submitted before"):
-        queue_of("a", "a")
+def test_a_run_submitted_again_stays_what_it_was() -> None:
+    queue = queue_of("a")
+    lease = the_lease(queue, 0)
+    queue.submit("a", {"seed": 1}, 0)
+    assert queue.lease(1) == {"do": "wait"}
+    queue.finish("a", lease, {"directory": "here", "report": {}})
+    assert kinds(queue)[-1] == ("finished", "a")
+    with pytest.raises(ValueError, match="'a' was submitted with another config"):
+        queue.submit("a", {"seed": 2}, 0)
 
 
 def test_a_failing_run_is_tried_again_and_then_set_aside() -> None:
