@@ -240,7 +240,8 @@ class ClusterConfig(Section):
     """Cluster to join; None is the one whose job this is (`ray job submit`), else a private local one."""
     mode: Literal["pool", "isolated"] = "pool"
     """`pool`: workers lease whole runs, several at once. `isolated`: one trainer after the other, each run on all workers,
-    which share every batch: for long runs, and for backbones that want many GPUs. Both compute the same."""
+    which share every batch: for long runs, and for backbones that want many GPUs. Both take the same steps, but for
+    rounding and dropout's draws."""
     workers: int = Field(default=2, ge=1)
     """Training workers, each with one frozen backbone."""
     min_workers: int | None = Field(default=None, ge=1)
