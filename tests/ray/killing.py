@@ -79,6 +79,9 @@ def nodes(count: int) -> Iterator[None]:
         for _ in range(count):
             cluster.add_node(num_cpus=1)
         cluster.wait_for_nodes()
+        for node in ray.nodes():
+            if node["Resources"].get("CPU"):
+                tell("node", node["NodeID"], cluster.address)
         yield
     finally:
         ray.shutdown()
@@ -89,8 +92,8 @@ def main() -> None:
     given = json.load(sys.stdin)
 
     def on_event(event: PoolEvent) -> None:
-        step = event.facts.get("step", "")
-        tell(event.kind, event.key, step)
+        facts = event.facts
+        tell(event.kind, event.key, facts["step"] if "step" in facts else facts.get("kind", ""))
 
     page = given["page"]
     with nodes(given["nodes"]):

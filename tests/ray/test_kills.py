@@ -128,7 +128,11 @@ def expected(make_pool: Callable[[str], Config], known: dict[str, bytes]) -> dic
 def mid_run(told: Told, rng: random.Random) -> None:
     """Wait until some run is at some step in the middle."""
     step = rng.randrange(20, 150)
-    assert told.until(lambda line: line[:1] == ["progress"] and len(line) > 2 and int(line[2]) >= step)
+    assert told.until(
+        lambda line: (
+            line[:1] == ["progress"] and line[-1].isdigit() and len(line) > 2 and int(line[2]) >= step
+        )
+    )
     time.sleep(rng.random() * 0.3)
 
 
@@ -174,6 +178,31 @@ def test_a_killed_node_loses_nothing(make_pool: Callable[[str], Config], expecte
             results = told.results()
         assert {result[0] for result in results.values()} == {"finished"}
         assert learned(config) == expected
+
+
+@on_demand
+def test_a_node_that_is_about_to_be_taken_away_is_left_in_good_order(
+    make_pool: Callable[[str], Config], expected: dict[str, bytes]
+) -> None:
+    config = make_pool("drained").updated(
+        cluster={"min_workers": 1, "cpus_per_worker": 1.0}, training={"checkpoint_steps": 1000}
+    )
+    with study(config, nodes=2) as told:
+        assert told.until(lambda line: line[:1] == ["node"])
+        _, node, address = told.lines[-1]
+        mid_run(told, random.Random(SEED))
+        drain = [
+            "drain-node",
+            f"--address={address}",
+            f"--node-id={node}",
+            "--reason=DRAIN_NODE_REASON_PREEMPTION",
+        ]
+        drain += ["--reason-message=spot", "--deadline-remaining-seconds=120"]
+        subprocess.run([sys.executable, "-m", "ray.scripts.scripts", *drain], check=True, capture_output=True)
+        assert told.until(lambda line: line[:1] == ["progress"] and line[2:] == ["resumed"])
+        results = told.results()
+    assert {result[0] for result in results.values()} == {"finished"}
+    assert learned(config) == expected
 
 
 @pytest.mark.parametrize("whom", ["driver", pytest.param("worker", marks=on_demand)])
