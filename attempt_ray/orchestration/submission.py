@@ -210,11 +210,13 @@ class Jobs:
                 raise ConnectionError from error
 
     def check_fits(self, cluster: ClusterConfig) -> None:
-        """Refuse what the cluster's nodes can never give.
+        """Refuse what the cluster's nodes can never give; where the job is to wait for nodes, it finds out itself.
 
         Raises:
             ClusterError: They have too few CPUs or GPUs, or do not answer.
         """
+        if cluster.wait_seconds:
+            return
         deadline = time.monotonic() + _CONNECT_SECONDS
         while True:
             with self._explained():
