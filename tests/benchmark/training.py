@@ -156,16 +156,18 @@ def chart(result: dict[str, Any], path: Path) -> None:
     """Draw rows per second, and the loss curves on top of each other."""
     rates = result["speed"]["rows_per_second"]
     names = [name for name in ("ours", "ours_float32", "peft_best", "peft", "authors") if name in rates]
-    figure = Figure(figsize=(9, 3.2), layout="constrained")
-    bars, lines = figure.subplots(1, 2)
+    curves = result.get("curves", {}).get("loss", {})
+    figure = Figure(figsize=(9 if curves else 4.5, 3.2), layout="constrained")
+    bars, *panels = figure.subplots(1, 2 if curves else 1, squeeze=False)[0]
     bars.barh(names[::-1], [rates[name] for name in names[::-1]], color="0.6")
     bars.set_xlabel(f"rows per second, {result['backbone']}, {result['threads']} thread(s)")
-    for name, losses in result.get("curves", {}).get("loss", {}).items():
-        style = {"peft": {"linewidth": 4, "alpha": 0.4}}.get(name, {"linewidth": 1, "color": "black"})
-        lines.plot(range(1, len(losses) + 1), losses, label=name, **style)
-    lines.set_xlabel("step")
-    lines.set_ylabel("loss in nats, float32")
-    lines.legend()
+    for lines in panels:
+        for name, losses in curves.items():
+            style = {"peft": {"linewidth": 4, "alpha": 0.4}}.get(name, {"linewidth": 1, "color": "black"})
+            lines.plot(range(1, len(losses) + 1), losses, label=name, **style)
+        lines.set_xlabel("step")
+        lines.set_ylabel("loss in nats, float32")
+        lines.legend()
     figure.savefig(path, dpi=120)
 
 
