@@ -368,8 +368,11 @@ class Jobs:
                         return job
             finally:
                 tail.cancel()
-                with suppress(asyncio.CancelledError):
-                    await tail
+                await asyncio.wait(
+                    [tail]
+                )  # unlike awaiting the tail, this cannot take Ctrl-C for the tail's own end
+            if not tail.cancelled() and (error := tail.exception()) is not None:
+                raise error
             await asyncio.sleep(_POLL_SECONDS)
 
     async def _tail(self, name: str, written: _Written) -> None:

@@ -223,7 +223,7 @@ def test_a_lost_terminal_ends_the_following_alone(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    plan = planned(tmp_path, monkeypatch, make_study, "echo begun; sleep 100")
+    plan = planned(tmp_path, monkeypatch, make_study, "echo begun; sleep 1000")
     submit(plan, jobs, wait=False, yes=True)
     for sent, code in ((signal.SIGINT, 130), (signal.SIGHUP, -signal.SIGHUP)):
         follower = subprocess.Popen(
@@ -234,10 +234,13 @@ def test_a_lost_terminal_ends_the_following_alone(
             env={**os.environ, "PYTHONPATH": str(ROOT)},
         )
         assert follower.stdout is not None
-        while follower.stdout.readline() != "begun\n":
-            pass
-        follower.send_signal(sent)
-        _, told = follower.communicate(timeout=30)
+        try:
+            while follower.stdout.readline() != "begun\n":
+                pass
+            follower.send_signal(sent)
+            _, told = follower.communicate(timeout=90)
+        finally:
+            follower.kill()
         assert follower.returncode == code
         assert f"attempt jobs logs {plan.id} --follow --address {head.address}" in told
         assert "Traceback" not in told and head.token not in told
