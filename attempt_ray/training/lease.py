@@ -31,6 +31,8 @@ RENEW_SECONDS = 5.0
 """Time between two renewals: several may fail before the lease is stale."""
 LOOK_SECONDS = 1.0
 """Time between two looks at a run that another process holds."""
+CLOCK_SECONDS = 1.0
+"""Step of a store's clock: S3 tells when an object was written in whole seconds."""
 
 _LIMIT = 4096
 _UNKNOWN = "another process"
@@ -165,7 +167,7 @@ class Lease:
             self._storage.remove(self._own)
             for entry in live:
                 renewed = first.setdefault(entry.name, entry.modified) != entry.modified
-                if renewed or time.monotonic() - began > STALE_SECONDS + RENEW_SECONDS:
+                if renewed or time.monotonic() - began > STALE_SECONDS + CLOCK_SECONDS + RENEW_SECONDS:
                     raise ConfigError(
                         f"run {self._run} is being executed by {self._name_of(entry)}; wait for it, or set runs to "
                         f"another place (where that process is known to be gone, remove "
