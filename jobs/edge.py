@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
-import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -77,8 +75,10 @@ def perform(call: Callable[[], Result | None]) -> NoReturn:
     after a traceback for anything else, with 130 for Ctrl-C, and within 5 s with 143 for SIGTERM, runs having kept what
     they had reached.
     """
+    from attempt_ray.training.stopping import leave_on_sigterm
+
     code = DONE
-    signal.signal(signal.SIGTERM, _leave)
+    leave_on_sigterm(_LEAVE_SECONDS)
     if not sys.stderr.isatty():
         # Libraries draw bars of their own, which are no lines.
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -126,15 +126,6 @@ def tell(text: str) -> None:
     """Print a line for people."""
     sys.stderr.write(f"{text}\n")
     sys.stderr.flush()
-
-
-def _leave(*_: object) -> None:
-    from attempt_ray.training.stopping import ask_to_stop
-
-    ask_to_stop()
-    last = threading.Timer(_LEAVE_SECONDS, os._exit, args=(TERMINATED,))
-    last.daemon = True
-    last.start()
 
 
 def _code(failed: Sequence[Mapping[str, Any]]) -> int:

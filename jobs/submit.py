@@ -180,7 +180,7 @@ def make_plan(
         job=job,
         id=submission_id(job, config, options=options, directory=here),
         entrypoint=shlex.join([*parts, *options]),
-        resources={} if job in _POOLED else _resources(workers),
+        resources={} if job in _POOLED else workers.bundle(),
         workers=workers,
         runtime_env={
             "working_dir": str(here),
@@ -416,12 +416,6 @@ def _inside(path: Path | None, here: Path) -> list[str]:
     if path is None or not path.expanduser().resolve().is_relative_to(here.resolve()):
         return []
     return [f"/{path.expanduser().resolve().relative_to(here.resolve()).as_posix()}"]
-
-
-def _resources(cluster: ClusterConfig) -> dict[str, float]:
-    return {"CPU": cluster.cpus_per_worker} | (
-        {"GPU": cluster.gpus_per_worker} if cluster.gpus_per_worker else {}
-    )
 
 
 def _code_digest(directory: Path) -> str:

@@ -139,8 +139,7 @@ class LeaseQueue:
 
     def progress(self, key: str, lease: str, facts: Facts) -> None:
         """Note what a run said of itself; steps that nobody has collected yet are overtaken by later ones."""
-        entry = self._entries.get(key)
-        if entry is None or entry.state != "leased" or entry.lease != lease:
+        if (entry := self._current(key, lease)) is None:
             return
         if facts.get("kind") == "step":
             if not entry.progress:
@@ -235,11 +234,15 @@ class LeaseQueue:
         return {"key": key, "lease": entry.lease, "config": entry.config}
 
     def _ended(self, key: str, lease: str) -> _Entry | None:
-        """Return the entry of a run that its worker ended; None where the lease is not the current one.
+        """Return the entry of a run that its worker ended; None where the lease is not the current one."""
+        self._held_before.pop(key, None)
+        return self._current(key, lease)
+
+    def _current(self, key: str, lease: str) -> _Entry | None:
+        """Return the entry of a run that is held under this lease.
 
         A worker that was given up may still speak.
         """
-        self._held_before.pop(key, None)
         entry = self._entries.get(key)
         return entry if entry is not None and entry.state == "leased" and entry.lease == lease else None
 

@@ -368,9 +368,8 @@ class Jobs:
                         return job
             finally:
                 tail.cancel()
-                await asyncio.wait(
-                    [tail]
-                )  # unlike awaiting the tail, this cannot take Ctrl-C for the tail's own end
+                # Unlike awaiting the tail, this cannot take Ctrl-C for the tail's own end.
+                await asyncio.wait([tail])
             if not tail.cancelled() and (error := tail.exception()) is not None:
                 raise error
             await asyncio.sleep(_POLL_SECONDS)

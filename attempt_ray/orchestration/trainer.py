@@ -11,7 +11,7 @@ import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from attempt_ray.config import ClusterConfig
-from attempt_ray.orchestration.worker import leave_on_sigterm
+from attempt_ray.training.stopping import leave_on_sigterm
 
 
 def new_trainer(
@@ -87,13 +87,17 @@ class Fit(threading.Thread):
         return None if self._error is None else " ".join(str(self._error).split())[:300]
 
 
+_LEAVE_SECONDS = 4.5
+"""Longest that a worker which got SIGTERM takes to keep its state; then it is gone."""
+
+
 class _LeavingBackend(TorchConfig(backend="gloo").backend_cls):  # type: ignore[misc]
     """Torch's backend, whose workers leave in good order on SIGTERM."""
 
     def on_start(self, worker_group: Any, backend_config: Any) -> None:
         """Set up the workers; what a worker group executes runs in each worker's main thread, which gets signals."""
         super().on_start(worker_group, backend_config)
-        worker_group.execute(leave_on_sigterm)
+        worker_group.execute(leave_on_sigterm, _LEAVE_SECONDS)
 
 
 class _LeavingConfig(TorchConfig):  # type: ignore[misc]

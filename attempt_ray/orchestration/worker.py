@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import signal
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -25,8 +25,6 @@ _POLL_SECONDS = 0.2
 _BEAT_SECONDS = 0.5
 _PROGRESS_SECONDS = 0.5
 """Least time between two step reports of one run, and between two looks for a run that could join."""
-_LEAVE_SECONDS = 4.5
-"""Longest that a worker which got SIGTERM takes to keep its state; then it is gone."""
 
 
 class Work(Protocol):
@@ -57,85 +55,63 @@ class Queue(Protocol):
 
 def lease_runs(settings: dict[str, Any]) -> None:
     """Lease runs until the pool is closed; the train loop of every rank."""
+    from attempt_ray.training.stopping import is_stop_asked
+
+    rank = ray.train.get_context().get_world_rank()
+    with _at_work(settings, rank, register=True) as (queue, held):
+        while not is_stop_asked():
+            order = queue.lease(rank, settings["places"])
+            if order["do"] == "stop":
+                break
+            if order["do"] == "wait":
+                time.sleep(_POLL_SECONDS)
+                continue
+            execute_order(
+                order, rank=rank, places=settings["places"], work=settings["work"], queue=queue, held=held
+            )
+
+
+def execute_shared(settings: dict[str, Any]) -> None:
+    """Execute one run on all workers of a trainer, each batch shared between them; the train loop of every rank."""
+    from attempt_ray.training.parallel import Team
+    from attempt_ray.training.run import execute
+
+    run, team = settings["run"], Team.of_process_group()
+    with _at_work(settings, team.rank) as (queue, held):
+        held.add(run["key"], run["lease"])
+        try:
+            outcome: Any = execute(
+                parse([run["config"]]), on_progress=_teller(run, queue) if team.leads else None, team=team
+            )
+        except AttemptError as error:
+            outcome = error
+        # What is no AttemptError ends the process, and Ray Train starts all of them again.
+        if team.leads:
+            _note_end(outcome, run=run, queue=queue, held=held, retry=False)
+
+
+@contextmanager
+def _at_work(
+    settings: Mapping[str, Any], rank: int, *, register: bool = False
+) -> Iterator[tuple[Queue, Held]]:
+    """Make a worker of this process: it beats while the block runs, and after SIGTERM it ends with the block."""
     import torch
 
-    from attempt_ray.training.stopping import is_stop_asked, withdraw_stop
+    from attempt_ray.training.stopping import SIGTERM_CODE, is_terminated, withdraw_stop
 
     torch.set_num_threads(settings["threads"])
     if Path(settings["directory"]).is_dir():
         os.chdir(settings["directory"])  # relative paths of a config mean the driver's directory
     withdraw_stop()
-    rank, node = ray.train.get_context().get_world_rank(), ray.get_runtime_context().get_node_id()
-    actor = ray.get_actor(settings["pool"], namespace=settings["pool"])
-    ray.get(actor.register.remote(rank, node))
-    held = Held()
-    beating = threading.Thread(target=_beat, args=(actor, rank, node, held), daemon=True)
-    beating.start()
-    queue = _Remote(actor)
-    while not is_stop_asked():
-        order = queue.lease(rank, settings["places"])
-        if order["do"] == "stop":
-            break
-        if order["do"] == "wait":
-            time.sleep(_POLL_SECONDS)
-            continue
-        execute_order(
-            order, rank=rank, places=settings["places"], work=settings["work"], queue=queue, held=held
-        )
-    if _terminated.is_set():
-        os._exit(128 + signal.SIGTERM)
-
-
-def execute_shared(settings: dict[str, Any]) -> None:
-    """Execute one run on all workers of a trainer, each batch shared between them; the train loop of every rank."""
-    import torch
-
-    from attempt_ray.training.parallel import Team
-    from attempt_ray.training.run import execute
-    from attempt_ray.training.stopping import withdraw_stop
-
-    torch.set_num_threads(settings["threads"])
-    if Path(settings["directory"]).is_dir():
-        os.chdir(settings["directory"])
-    withdraw_stop()
-    run, team = settings["run"], Team.of_process_group()
-    actor = ray.get_actor(settings["pool"], namespace=settings["pool"])
-    queue, held = _Remote(actor), Held()
     node = ray.get_runtime_context().get_node_id()
-    threading.Thread(target=_beat, args=(actor, team.rank, node, held), daemon=True).start()
-    held.add(run["key"], run["lease"])
-    try:
-        outcome: Any = execute(
-            parse([run["config"]]), on_progress=_teller(run, queue) if team.leads else None, team=team
-        )
-    except AttemptError as error:
-        outcome = error
-    # What is no AttemptError ends the process, and Ray Train starts all of them again.
-    if team.leads:
-        _note_end(outcome, run=run, queue=queue, held=held, retry=False)
-    if _terminated.is_set():
-        os._exit(128 + signal.SIGTERM)
-
-
-_terminated = threading.Event()
-
-
-def leave_on_sigterm() -> None:
-    """Let SIGTERM end this process in good order: its runs keep their state and go to others.
-
-    Called in the main thread of a worker's process.
-    """
-
-    def leave(*_: Any) -> None:
-        from attempt_ray.training.stopping import ask_to_stop
-
-        _terminated.set()
-        ask_to_stop()
-        last = threading.Timer(_LEAVE_SECONDS, os._exit, args=(128 + signal.SIGTERM,))
-        last.daemon = True
-        last.start()
-
-    signal.signal(signal.SIGTERM, leave)
+    actor = ray.get_actor(settings["pool"], namespace=settings["pool"])
+    if register:
+        ray.get(actor.register.remote(rank, node))
+    held = Held()
+    threading.Thread(target=_beat, args=(actor, rank, node, held), daemon=True).start()
+    yield _Remote(actor), held
+    if is_terminated():
+        os._exit(SIGTERM_CODE)
 
 
 class Held:
@@ -214,26 +190,19 @@ def execute_order(
         return
     from attempt_ray.training.run import execute_stream
 
-    fresh: list[Mapping[str, Any]] = list(order["runs"])
-    for run in fresh:
-        held.add(run["key"], run["lease"])
-    looked = time.monotonic()
+    looked: float | None = None
 
     def take(free: int) -> Sequence[Ticket]:
         nonlocal looked
-        if not fresh and order["company"] is not None and time.monotonic() - looked >= _PROGRESS_SECONDS:
+        runs: Sequence[Mapping[str, Any]] = ()
+        if looked is None:
+            looked, runs = time.monotonic(), order["runs"]
+        elif order["company"] is not None and time.monotonic() - looked >= _PROGRESS_SECONDS:
             looked = time.monotonic()
             # Without a run under way the stream ends here, and the next order may be of another company.
-            more = queue.lease(rank, free, order["company"]) if held.all() else None
-            if more is not None and more["do"] == "run":
-                for joining in more["runs"]:
-                    held.add(joining["key"], joining["lease"])
-                    fresh.append(joining)
-        tickets: list[Ticket] = []
-        while fresh and len(tickets) < free:
-            if (ticket := _ticket(fresh.pop(0), queue=queue, held=held)) is not None:
-                tickets.append(ticket)
-        return tickets
+            runs = queue.lease(rank, free, order["company"]).get("runs", ()) if held.all() else ()
+        tickets = [_ticket(run, queue=queue, held=held) for run in runs]
+        return [ticket for ticket in tickets if ticket is not None]
 
     execute_stream(take, most=places)
 
@@ -241,6 +210,7 @@ def execute_order(
 def _ticket(run: Mapping[str, Any], *, queue: Queue, held: Held) -> Ticket | None:
     from attempt_ray.training.run import Ticket
 
+    held.add(run["key"], run["lease"])
     try:
         config = parse([run["config"]])
     except AttemptError as error:

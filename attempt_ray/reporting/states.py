@@ -12,9 +12,8 @@ from typing import Any, Literal
 
 from attempt_ray.errors import DataError
 from attempt_ray.reporting.runs import Point, read_history, read_run
+from attempt_ray.training.lease import STALE_SECONDS
 
-_STALE_SECONDS = 30.0
-"""Age at which a holder's object in an object store is a dead process's."""
 _RATE_LINES = 50
 """Newest training steps of the history that the rate is measured over."""
 
@@ -183,7 +182,7 @@ def _holder(directory: Path) -> str | None:
 def _remote_holder(leases: Path) -> str | None:
     """Return the process that lately renewed its object in the lease of a run on an object store."""
     for path in sorted(leases.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True):
-        if time.time() - path.stat().st_mtime < _STALE_SECONDS:
+        if time.time() - path.stat().st_mtime < STALE_SECONDS:
             content = _mapping(path, "wait, and look again") or {}
             return str(content.get("holder", "unknown"))
     return None

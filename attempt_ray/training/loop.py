@@ -162,6 +162,7 @@ def take_step(trainings: Sequence[Training], *, most_tokens: int | None = None) 
     if any(training.method.backbone is not backbone for training in trainings):
         raise ConfigError("trainings that share a step got several backbones; load one and build all on it")
     exact = most_tokens is None and backbone.device.type == "cpu"
+    apart = exact and len(trainings) > 1 and not backbone.rows_stand_alone
     if most_tokens is None:
         most_tokens = MOST_TOKENS_CPU if exact else MOST_TOKENS_GPU
     outcomes: dict[int, Progress | Exception] = {}
@@ -174,7 +175,7 @@ def take_step(trainings: Sequence[Training], *, most_tokens: int | None = None) 
             outcomes[place] = error
             continue
         more = _tokens(training, batch)
-        if exact and (batch.labels_BL.numel() < FEW_ROWS or not backbone.rows_stand_alone):
+        if apart or (exact and batch.labels_BL.numel() < FEW_ROWS):
             outcomes |= _steps([(place, training, batch)])
             continue
         if waiting and tokens + more > most_tokens:
@@ -223,7 +224,7 @@ def _gradients(
             training.method.train()  # the backbone under it may be in another mode
         rates.append(training.schedule.apply(training.optimizer, training.step))
         part = training.team.part(batch)
-        shares.append(_label_tokens(part) / max(1, _label_tokens(batch)))
+        shares.append(1.0 if part is batch else _label_tokens(part) / max(1, _label_tokens(batch)))
         if len(part):
             segments.append(training.method.segment(part, seed=training.dropout_seed()))
     if not segments:

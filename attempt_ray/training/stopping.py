@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 
 from attempt_ray.errors import StoppedError
 
+SIGTERM_CODE = 128 + signal.SIGTERM
+"""Exit code of a process that left because of SIGTERM."""
+
 _asked = threading.Event()
+_terminated = threading.Event()
 
 
 def ask_to_stop() -> None:
@@ -22,6 +28,27 @@ def withdraw_stop() -> None:
 def is_stop_asked() -> bool:
     """Return whether runs of this process are asked to stop."""
     return _asked.is_set()
+
+
+def leave_on_sigterm(seconds: float) -> None:
+    """Let SIGTERM ask the runs of this process to stop, and end it after `seconds` whatever it then does.
+
+    Called in the main thread.
+    """
+
+    def leave(*_: object) -> None:
+        _terminated.set()
+        ask_to_stop()
+        last = threading.Timer(seconds, os._exit, args=(SIGTERM_CODE,))
+        last.daemon = True
+        last.start()
+
+    signal.signal(signal.SIGTERM, leave)
+
+
+def is_terminated() -> bool:
+    """Return whether this process got SIGTERM."""
+    return _terminated.is_set()
 
 
 def stopped() -> StoppedError:

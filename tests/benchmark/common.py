@@ -20,14 +20,19 @@ from transformers import T5Config, T5ForConditionalGeneration
 from attempt_ray.config import DataConfig
 from attempt_ray.data.batching import Batch, BatchStream
 from attempt_ray.data.encoding import encode_splits
-from attempt_ray.model.backbone import BackboneIdentity, tokenizer_sha256
-from attempt_ray.model.soft_prompt import from_vocabulary
+from attempt_ray.model.backbone import Backbone, BackboneIdentity, tokenizer_sha256
+from attempt_ray.model.methods import PromptTuning
+from attempt_ray.model.soft_prompt import SoftPrompts, from_vocabulary
 from attempt_ray.reporting.parameters import BACKBONES
 from attempt_ray.tasks import get_task
+from attempt_ray.training.loop import Training
+from attempt_ray.training.optimizer import BETAS, EPS, LinearSchedule
 
 TASKS = ("rte", "mrpc", "sst2", "qqp", "cola")
 PROMPT_LENGTH = 100
 DOCUMENTED_WIDTH = 128
+LEARNING_RATE = 3e-2
+"""That of PEFT's guide."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -140,3 +145,27 @@ def machine() -> dict[str, Any]:
         "transformers": transformers.__version__,
         "peft": peft.__version__,
     }
+
+
+class Given:
+    """A stream of the batch that it is given, its rows all of one task."""
+
+    given: Batch
+
+    def batch(self, step: int) -> Batch:
+        one = self.given
+        return Batch(one.input_ids_BT, one.mask_BT, one.labels_BL, torch.zeros_like(one.task_B), one.row_B)
+
+
+def new_training(backbone: Backbone) -> Any:
+    """Return the training of one prompt on the batch that its stream is given."""
+    method = PromptTuning(backbone, ["glue"], SoftPrompts(first_prompt(backbone.model)[None]))
+    groups = [{"params": list(method.prompts.parameters()), "name": "prompts", "peak_lr": LEARNING_RATE}]
+    return Training(
+        method=method,
+        stream=Given(),
+        optimizer=torch.optim.AdamW(groups, betas=BETAS, eps=EPS, weight_decay=0.0),
+        schedule=LinearSchedule(10**9, 0),
+        seed=0,
+        max_grad_norm=1e9,
+    )

@@ -14,15 +14,14 @@ import json
 import statistics
 import time
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from common import (
     DTYPES,
-    first_prompt,
     fresh_model,
     identity_of,
     machine,
+    new_training,
     option_parser,
     parsed,
     stream,
@@ -32,11 +31,8 @@ from transformers import T5TokenizerFast
 
 from attempt_ray.data.batching import Batch
 from attempt_ray.model.backbone import Backbone
-from attempt_ray.model.methods import PromptTuning
 from attempt_ray.model.precision import choose_precision
-from attempt_ray.model.soft_prompt import SoftPrompts
 from attempt_ray.training.loop import Training, take_step
-from attempt_ray.training.optimizer import BETAS, EPS, LinearSchedule
 
 SOURCES = 6
 TRIALS = 32
@@ -111,15 +107,6 @@ def ratio(first: Callable[[Batch], None], second: Callable[[Batch], None], batch
     return round(statistics.median(found[1:]), 3)
 
 
-class _Given:
-    """A stream of the batch that it is given."""
-
-    given: Batch
-
-    def batch(self, step: int) -> Batch:
-        return self.given
-
-
 def rows_from(batch: Batch, start: int, count: int) -> Batch:
     """Return some of a batch's rows, all of one task."""
     part = slice(start, start + count)
@@ -131,20 +118,6 @@ def rows_from(batch: Batch, start: int, count: int) -> Batch:
         batch.labels_BL[part],
         torch.zeros(len(mask_BT), dtype=torch.long),
         batch.row_B[part],
-    )
-
-
-def new_training(backbone: Backbone) -> Any:
-    """Return the training of one prompt."""
-    method = PromptTuning(backbone, ["glue"], SoftPrompts(first_prompt(backbone.model)[None]))
-    groups = [{"params": list(method.prompts.parameters()), "name": "prompts", "peak_lr": 3e-2}]
-    return Training(
-        method=method,
-        stream=_Given(),
-        optimizer=torch.optim.AdamW(groups, betas=BETAS, eps=EPS, weight_decay=0.0),
-        schedule=LinearSchedule(10**9, 0),
-        seed=0,
-        max_grad_norm=1e9,
     )
 
 

@@ -26,12 +26,14 @@ import torch
 from common import (
     DOCUMENTED_WIDTH,
     DTYPES,
+    LEARNING_RATE,
     PROMPT_LENGTH,
     first_prompt,
     fresh_model,
     gemm_gflops,
     identity_of,
     machine,
+    new_training,
     option_parser,
     parsed,
     rows_of,
@@ -44,15 +46,12 @@ from transformers import T5TokenizerFast
 
 from attempt_ray.data.batching import Batch
 from attempt_ray.model.backbone import Backbone
-from attempt_ray.model.methods import PromptTuning
 from attempt_ray.model.precision import choose_precision
-from attempt_ray.model.soft_prompt import SoftPrompts
 from attempt_ray.reporting.costs import training_flops
 from attempt_ray.reporting.parameters import BACKBONES
-from attempt_ray.training.loop import Training, take_step
-from attempt_ray.training.optimizer import BETAS, EPS, LinearSchedule
+from attempt_ray.training.loop import take_step
+from attempt_ray.training.optimizer import BETAS, EPS
 
-LEARNING_RATE = 3e-2  # that of PEFT's guide
 AUTHORS_WIDTH = 256
 
 Step = Callable[[Batch], float]
@@ -175,16 +174,7 @@ def ours(options: argparse.Namespace, tokenizer: Any, dtype: str) -> Step:
     """Return a step of this package's prompt tuning."""
     model = fresh_model(options.backbone).to(DTYPES[dtype])
     backbone = Backbone(model, tokenizer, identity_of(options.backbone, model))
-    method = PromptTuning(backbone, ["glue"], SoftPrompts(first_prompt(model)[None]))
-    groups = [{"params": list(method.prompts.parameters()), "name": "prompts", "peak_lr": LEARNING_RATE}]
-    training = Training(
-        method=method,
-        stream=_Given(),
-        optimizer=torch.optim.AdamW(groups, betas=BETAS, eps=EPS, weight_decay=0.0),
-        schedule=LinearSchedule(10**9, 0),
-        seed=0,
-        max_grad_norm=1e9,
-    )
+    training = new_training(backbone)
 
     def step(batch: Batch) -> float:
         training.stream.given = batch
@@ -192,16 +182,6 @@ def ours(options: argparse.Namespace, tokenizer: Any, dtype: str) -> Step:
         return progress.loss
 
     return step
-
-
-class _Given:
-    """A stream of the batch that it is given, all rows of one task."""
-
-    given: Batch
-
-    def batch(self, step: int) -> Batch:
-        one = self.given
-        return Batch(one.input_ids_BT, one.mask_BT, one.labels_BL, torch.zeros_like(one.task_B), one.row_B)
 
 
 def theirs(
