@@ -233,6 +233,70 @@ class StudyConfig(Section):
     """Source tasks each prior is trained on; `qa` serves MRQA targets and `text` all others (paper appendix)."""
 
 
+class SearchConfig(Section):
+    """A search of settings on dev rows; test rows are scored once, by what it found."""
+
+    study: str | None = None
+    """Name of the search; None is made of its space and of the digest of all that decides its trials, so that the same
+    command goes on with the same search."""
+    space: str | None = None
+    """A module of `tune_spaces`, or a YAML or Python file; None is that of the tasks' group."""
+    method: Literal["attempt", "attempt_mt"] = "attempt"
+    """A trial has one run for each task, or one of all tasks with a shared G."""
+    seeds: tuple[int, ...] = Field(default=(1,), min_length=1)
+    """Seeds of every trial, whose value is the mean."""
+    final_seeds: tuple[int, ...] = Field(default=(101, 102, 103), min_length=1)
+    """Fresh seeds of the best trial's runs that are scored on test rows."""
+    objectives: tuple[Literal["dev", "parameters", "flops"], ...] = ("dev",)
+    """`dev`, the mean headline metric, as large as can be; beside it what shall be small: `parameters` trained, or `flops`
+    of answering a row. With two, no trial is pruned."""
+    sampler: Literal["tpe", "random"] = "tpe"
+    """Multivariate tree-structured Parzen estimator (Bergstra et al. 2011), or random search."""
+    startup_trials: int = Field(default=8, ge=0)
+    """Finished trials before TPE models them; until then it draws at random."""
+    pruner: Literal["asha", "median", "none"] = "asha"
+    """Asynchronous successive halving (Li et al. 2020) over optimizer steps, the median rule (Golovin et al. 2017), or no
+    early end."""
+    reduction_factor: int = Field(default=3, ge=2)
+    """ASHA lets one of so many trials go on from each rung to the next, which is as many times longer."""
+    first_rung: int | None = Field(default=None, ge=1)
+    """Optimizer steps of ASHA's first rung; None is the first evaluation of the first trial."""
+    seed: int = 0
+    """Seed of what is suggested."""
+    trials: int = Field(default=30, ge=1)
+    """Trials of the search, those of earlier calls counted, another attempt at one not."""
+    hours: float | None = Field(default=None, gt=0)
+    """Longest time of this call, in hours: no trial starts later."""
+    max_steps: int | None = Field(default=None, ge=1)
+    """Optimizer steps of all runs of the search, after which no trial starts."""
+    trials_at_once: int | None = Field(default=None, ge=1)
+    """Trials under way at once; None is as many as the workers have places for, at least one."""
+    packed: bool = True
+    """Trials share the pool's frozen backbones and their forward passes; False gives each a process of its own."""
+    attempts: int = Field(default=3, ge=1)
+    """Times a trial is begun that a crash ends or leaves behind; then it counts as failed."""
+    storage: str | None = None
+    """An SQLite file on a local disk, or a `postgresql://user@host:port/database` whose password is in PGPASSWORD or
+    ~/.pgpass; None is `study.db` in the search's directory."""
+    directory: str = "searches"
+    """Local directory of search directories, with report and SQLite file."""
+
+    @model_validator(mode="after")
+    def _check_search(self) -> SearchConfig:
+        if self.objectives[:1] != ("dev",) or len(set(self.objectives)) != len(self.objectives):
+            raise ValueError(f"objectives got {list(self.objectives)}; name dev first, and each one once")
+        if again := set(self.seeds) & set(self.final_seeds):
+            raise ValueError(
+                f"final_seeds shares {sorted(again)} with seeds; the best trial is to be tested with fresh ones"
+            )
+        if self.storage is not None and carries_secret(self.storage):
+            raise ValueError(
+                "storage got a URL that carries a password, which every log would show; take it out, and give it in "
+                "PGPASSWORD or ~/.pgpass"
+            )
+        return self
+
+
 class ClusterConfig(Section):
     """What Ray is asked for."""
 
@@ -263,6 +327,8 @@ class ClusterConfig(Section):
     is 8 on a GPU and 1 on a processor, where only batches of a few rows gain."""
     attempts: int = Field(default=2, ge=1)
     """Times a failing run is tried before it is set aside with its reason."""
+    stall_seconds: float = Field(default=3600.0, gt=0)
+    """A worker whose runs take no step and end no evaluation for as long, in seconds, is taken to hang and is killed."""
 
     @model_validator(mode="after")
     def _check_workers(self) -> ClusterConfig:
@@ -298,6 +364,8 @@ class Config(Section):
     """Tasks trained in the run; several share one G in mixed batches."""
     seed: int = 42
     """Seed of initialisation, data order and dropout (paper: 42)."""
+    trial: bool = False
+    """A trial of a search: its test rows are not scored, and it publishes nothing."""
     device: str = "cpu"
     """Torch device of a worker, such as `cpu` or `cuda`."""
     bank: str = "bank"
@@ -312,6 +380,7 @@ class Config(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     study: StudyConfig = StudyConfig()
     cluster: ClusterConfig = ClusterConfig()
+    search: SearchConfig = SearchConfig()
 
     @model_validator(mode="after")
     def _check_places(self) -> Config:
@@ -360,13 +429,13 @@ class Config(Section):
     def digest(self, **facts: str) -> str:
         """Return the 12 hex digits that name the run: equal digests compute equal results.
 
-        Places and conveniences (`bank`, `runs`, `cluster`, `study`, cache, recomputation, checkpoint interval,
+        Places and conveniences (`bank`, `runs`, `cluster`, `study`, `search`, cache, recomputation, checkpoint interval,
         event files, evaluation batch) do not enter.
 
         Args:
             **facts: Content hashes that the config only points at: data, backbone, prompts read from the bank.
         """
-        dump = self.model_dump(mode="json", exclude={"bank", "runs", "cluster", "study"})
+        dump = self.model_dump(mode="json", exclude={"bank", "runs", "cluster", "study", "search"})
         for section, keys in _CONVENIENCES.items():
             for key in keys:
                 dump[section].pop(key)

@@ -12,6 +12,7 @@ through a Ray worker, and refines a standard exception, so that callers may catc
     ├── StorageError (OSError)           the disk or object store refused: full, read-only, unreachable
     ├── NonFiniteError (ArithmeticError) training met NaN or infinity and stopped
     ├── StoppedError (RuntimeError)      a run was asked to stop; the same command goes on with it
+    ├── DroppedError (RuntimeError)      a run whose result nobody wants any longer
     └── ClusterError (RuntimeError)      the Ray cluster cannot run what was asked
 """
 
@@ -55,6 +56,10 @@ class NonFiniteError(AttemptError, ArithmeticError):
 
 class StoppedError(AttemptError, RuntimeError):
     """A run was asked to stop; what it had reached was kept."""
+
+
+class DroppedError(AttemptError, RuntimeError):
+    """A run's result is not wanted any longer, as when its trial is given up."""
 
 
 class ClusterError(AttemptError, RuntimeError):

@@ -193,7 +193,9 @@ def target_config(config: Config, *, label: str, tasks: tuple[str, ...], seed: i
 
 def study_name(config: Config) -> str:
     """Return the name of the study's directory: equal studies, in whatever place, share it."""
-    text = json.dumps(config.model_dump(mode="json", exclude={"bank", "runs", "cluster"}), sort_keys=True)
+    text = json.dumps(
+        config.model_dump(mode="json", exclude={"bank", "runs", "cluster", "search"}), sort_keys=True
+    )
     return f"study-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 

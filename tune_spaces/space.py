@@ -11,7 +11,7 @@ import importlib
 import importlib.util
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -175,6 +175,14 @@ class Space(Section):
                 )
         if extra := set(point) - {knob.key for knob in asked}:
             raise ValueError(f"a point of '{self.name}' has '{extra.pop()}', which is not asked there")
+
+    def draw(self, pick: Callable[[Knob], Value]) -> dict[str, Value]:
+        """Return a point, `pick` giving the value of each knob that is asked."""
+        point: dict[str, Value] = {}
+        for knob in self.knobs:
+            if knob.asked(point):
+                point[knob.key] = pick(knob)
+        return point
 
     def settings(self, point: Mapping[str, Value]) -> dict[str, Any]:
         """Return the config keys that a point sets, `fixed` ones included."""

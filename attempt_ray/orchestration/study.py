@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from attempt_ray.config import Config
-from attempt_ray.errors import AttemptError
+from attempt_ray.errors import AttemptError, StorageError
 
 Report = Mapping[str, Any]
 """The content of a run's report.json."""
@@ -170,6 +170,11 @@ class Study:
 def progress_facts(progress: Any) -> dict[str, Any]:
     """Return what a run says of itself (a dataclass) as plain data; `kind` is `step` unless it names another."""
     return {"kind": "step", **asdict(progress)}
+
+
+def is_mendable(error: Exception) -> bool:
+    """Return whether another attempt may go well: not where the user's mistake or the arithmetic is to blame."""
+    return isinstance(error, StorageError) or not isinstance(error, AttemptError)
 
 
 def describe_error(error: Exception) -> dict[str, Any]:

@@ -15,8 +15,8 @@ import ray
 import ray.train
 
 from attempt_ray.config import Config, parse
-from attempt_ray.errors import AttemptError, StoppedError, StorageError
-from attempt_ray.orchestration.study import describe_error, progress_facts
+from attempt_ray.errors import AttemptError, StoppedError
+from attempt_ray.orchestration.study import describe_error, is_mendable, progress_facts
 
 if TYPE_CHECKING:
     from attempt_ray.training.run import RunResult, Ticket
@@ -245,8 +245,7 @@ def _note_end(
     if isinstance(outcome, StoppedError):
         queue.give_back(key, lease)
     elif isinstance(outcome, Exception):
-        mendable = isinstance(outcome, StorageError) or not isinstance(outcome, AttemptError)
-        queue.fail(key, lease, describe_error(outcome), retry=retry and mendable)
+        queue.fail(key, lease, describe_error(outcome), retry=retry and is_mendable(outcome))
     else:
         queue.finish(key, lease, {"directory": str(outcome.directory), "report": dict(outcome.report)})
 

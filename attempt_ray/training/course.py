@@ -205,13 +205,13 @@ def _finished(run: _Run) -> dict[str, Any] | None:
         )
         run.directory.write_report(report)
         run.event("published", f"published again: {', '.join(report['bank'].values())}", **report["bank"])
-    run.event("finished", f"finished before: {run.directory.place}")
+    run.event("finished", f"finished before: {run.directory.place}", means=report["kept"]["means"])
     return report
 
 
 def _completed(run: _Run, learn: Learn) -> Generator[Training, Progress | Exception, dict[str, Any]]:
     """Take the run to its end and return its report."""
-    config, directory, started = run.config, run.directory, time.monotonic()
+    directory, started = run.directory, time.monotonic()
     totals = _Totals()
     learned = yield from learn(run, totals)
     selection = learned.selection
@@ -251,7 +251,7 @@ def _completed(run: _Run, learn: Learn) -> Generator[Training, Progress | Except
     directory.keep()
     if references:
         run.event("published", f"published {', '.join(references.values())}", **references)
-    headlines = {task: finals[task].headline for task in config.tasks}
+    headlines = {task: final.headline for task, final in finals.items()}
     shown = ", ".join(f"{task} {value:.1f}" for task, value in headlines.items())
     run.event("finished", f"finished: {shown}", **headlines)
     return report
@@ -375,7 +375,7 @@ def _resume(run: _Run, optimizer: AdamW, selection: Selection, totals: _Totals) 
     totals.evaluated = checkpoint.facts.get("evaluated", checkpoint.step)
     totals.tokens = checkpoint.facts["tokens"]
     totals.seconds = checkpoint.facts["seconds"]
-    run.event("resumed", f"resumed after step {checkpoint.step}", step=checkpoint.step)
+    run.event("resumed", f"resumed after step {checkpoint.step}", step=checkpoint.step, means=selection.means)
 
 
 def _select(run: _Run, selection: Selection, history: History, *, step: int) -> None:
@@ -407,8 +407,11 @@ def _final_scores(
 ) -> tuple[dict[str, Evaluation], dict[str, dict[str, dict[str, Any]]]]:
     """Return each task's evaluation in the state kept for it, and its scores by split.
 
-    That is on test rows, but for a prior: its prompts are thrown away, so its dev rows tell enough.
+    That is on test rows, but for a prior: its prompts are thrown away, so its dev rows tell enough. A trial has been
+    scored on its dev rows, and shall not see others.
     """
+    if run.config.trial:
+        return {}, {task: {"dev": selection.records[task]} for task in run.config.tasks}
     prior = run.config.job == "prior"
     finals: dict[str, Evaluation] = {}
     scores: dict[str, dict[str, dict[str, Any]]] = {}

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from attempt_ray.bank.durable import remove_temporaries, storage_errors, write_durably
 from attempt_ray.config import Config
-from attempt_ray.errors import ConfigError, IntegrityError, StoppedError
+from attempt_ray.errors import ConfigError, DroppedError, IntegrityError, StoppedError
 
 if TYPE_CHECKING:
     from attempt_ray.training.events import EventFile
@@ -115,7 +115,7 @@ class RunDirectory:
             state = {"schema": 1}
         described = " ".join(str(error).split()) or type(error).__name__
         state["ended"] = {
-            "how": "stopped" if isinstance(error, StoppedError) else "failed",
+            "how": "stopped" if isinstance(error, StoppedError | DroppedError) else "failed",
             "error": f"{type(error).__name__}: {described}",
         }
         with suppress(OSError):

@@ -52,7 +52,7 @@ def publish(
 ) -> dict[str, str]:
     """Publish what the run learned and return the references: prompts by task, G under `ATTENTION`.
 
-    A source run publishes its prompt, a prior G alone, a target run both; full fine-tuning publishes nothing. New
+    A source run publishes its prompt, a prior G alone, a target run both; full fine-tuning and trials publish nothing. New
     versions become `candidate`, and those of sources and priors `champion` too where there is none yet. Publishing
     the same run again changes nothing.
 
@@ -69,7 +69,7 @@ def publish(
         StorageError: The disk or store refuses.
     """
     config = ingredients.config
-    if config.method == "finetune":
+    if config.method == "finetune" or config.trial:
         return {}
     bank = Bank(config.bank)
     references: dict[str, str] = {}

@@ -51,6 +51,8 @@ class Selection:
     """Best mean dev score so far, by which patience counts."""
     stale: int = 0
     """Evaluations since then."""
+    means: list[tuple[int, float]] = field(default_factory=list)
+    """Step and mean dev score of every evaluation."""
 
     @property
     def stopped(self) -> bool:
@@ -73,6 +75,7 @@ class Selection:
             state: All tensors that train, as they are now; kept by reference.
         """
         mean = fmean(evaluations[task].headline for task in self.tasks)
+        self.means.append((step, mean))
         improved = self.best_mean is None or mean > self.best_mean
         if improved:
             self.best_mean = mean
@@ -99,6 +102,7 @@ class Selection:
             "records": self.records,
             "best_mean": self.best_mean,
             "stale": self.stale,
+            "means": self.means,
         }
 
     def tensors(self) -> dict[str, Tensor]:
@@ -117,3 +121,4 @@ class Selection:
         self.records = dict(facts["records"])
         self.best_mean = facts["best_mean"]
         self.stale = facts["stale"]
+        self.means = [(step, mean) for step, mean in facts["means"]]
