@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from attempt_ray.bank.aliases import CANDIDATE
 from attempt_ray.config import Config
 from attempt_ray.orchestration.study import Job, PoolEvent, PoolResult
 from jobs.edge import one_line, tell
 from jobs.watch import Screen
+
+if TYPE_CHECKING:
+    from attempt_ray.bank.names import Version
+    from attempt_ray.bank.store import Bank
 
 Placement = Literal["pool", "here"]
 
@@ -93,6 +98,32 @@ def promote(config: Config, report: Mapping[str, Any]) -> None:
     bank = Bank(config.bank)
     for reference in report["bank"].values():
         bank.promote(reference)
+
+
+def nominate(bank: Bank, reports: Iterable[Mapping[str, Any]]) -> dict[str, Version]:
+    """Make the target prompts with the best dev scores, each with its G, the bank's candidates; return them by task.
+
+    Of equal ones a mixture is taken: it tells what its answers draw on.
+
+    Raises:
+        BankError: A run reported what is no version of the bank.
+    """
+    best: dict[str, tuple[tuple[float, bool], Mapping[str, Any]]] = {}
+    for report in reports:
+        for task in report["tasks"]:
+            dev = report["scores"][task].get("dev")
+            if report["job"] != "target" or task not in report["bank"] or dev is None:
+                continue
+            rank = (dev["metrics"][report["headline"][task]], report["method"] == "attempt")
+            if task not in best or rank > best[task][0]:
+                best[task] = (rank, report["bank"])
+    found = {}
+    for task, (_, references) in sorted(best.items()):
+        found[task] = bank.resolve(references[task])
+        attention = references.get(f"attention:{task}", references.get("attention"))
+        for version in (found[task], *([bank.resolve(attention)] if attention else [])):
+            bank.set_alias(version.kind, version.name, CANDIDATE, version.number)
+    return found
 
 
 def _users(result: PoolResult, results: Sequence[PoolResult]) -> bool:

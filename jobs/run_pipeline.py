@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from attempt_ray.config import Config
-from attempt_ray.errors import AttemptError, BankError
+from attempt_ray.errors import AttemptError
 from attempt_ray.orchestration.study import Job
 from attempt_ray.reporting.report import ReportSummary
 from attempt_ray.reporting.tables import method_name
 from jobs import plan
 from jobs.edge import tell
-from jobs.pooled import Placement, Study, promote, run_study
+from jobs.pooled import Placement, Study, nominate, promote, run_study
 from jobs.preflight import preflight
 from jobs.report import also_at, report_on
 from jobs.watch import clock
@@ -79,31 +79,16 @@ def all_jobs(config: Config) -> list[Job]:
 def choose(config: Config, reports: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """Point each target's aliases to its best version by dev score, and return the champions.
 
-    Of equal ones a mixture is taken: it tells what its answers draw on. The candidate always moves; a champion that
-    somebody chose before stays.
+    The candidate always moves; a champion that somebody chose before stays.
     """
-    from attempt_ray.bank.aliases import CANDIDATE, CHAMPION
-    from attempt_ray.bank.names import Reference
+    from attempt_ray.bank.aliases import CHAMPION
     from attempt_ray.bank.store import Bank
 
-    best: dict[str, tuple[tuple[float, bool], str]] = {}
-    for report in reports:
-        for task in report["tasks"]:
-            reference, dev = report["bank"].get(task), report["scores"][task].get("dev")
-            if report["job"] != "target" or reference is None or dev is None:
-                continue
-            rank = (dev["metrics"][report["headline"][task]], report["method"] == "attempt")
-            if task not in best or rank > best[task][0]:
-                best[task] = (rank, reference)
     bank = Bank(config.bank)
     champions = {}
-    for task, (_, reference) in sorted(best.items()):
-        number = Reference.parse(reference).number
-        if number is None:
-            raise BankError(f"a run reported '{reference}', which names no version; run it again")
-        bank.set_alias("target", task, CANDIDATE, number)
+    for task, version in nominate(bank, reports).items():
         if CHAMPION not in bank.aliases("target", task).current:
-            bank.set_alias("target", task, CHAMPION, number)
+            bank.set_alias("target", task, CHAMPION, version.number)
         champions[task] = bank.resolve(f"target/{task}@{CHAMPION}").reference
     return champions
 

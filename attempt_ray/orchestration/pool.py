@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,8 @@ import ray.train
 
 from attempt_ray.config import ClusterConfig, Config
 from attempt_ray.errors import ClusterError
-from attempt_ray.orchestration.cluster import check_shared, connected, draining_nodes
+from attempt_ray.orchestration.cluster import connected, draining_nodes
+from attempt_ray.orchestration.desk import Desk, company_of
 from attempt_ray.orchestration.queue import LeaseQueue
 from attempt_ray.orchestration.study import Job, OnEvent, PoolEvent, PoolResult, Study
 from attempt_ray.orchestration.trainer import Fit, new_trainer, threads_of
@@ -36,8 +39,6 @@ _CLOSE_SECONDS = 60.0
 """Longest wait for the workers to leave after the last run."""
 _LEAVE_SECONDS = 4.5
 """Longest wait for the workers to keep what their runs have reached when the pool is asked to stop."""
-_BEATS_SECONDS = 1.5
-"""Within this time every worker tells a new queue what it holds."""
 _DRAIN_SECONDS = 1.0
 """Time between two looks for nodes that are about to be taken away."""
 _DRIVER = -1
@@ -108,18 +109,12 @@ def _run_here(study: Study, cluster: ClusterConfig, *, work: Work | None) -> Non
     queue.register(0)
     while True:
         for key, config, place in study.ready():
-            queue.submit(key, config.model_dump(mode="json"), place, _company(config))
+            queue.submit(key, config.model_dump(mode="json"), place, company_of(config))
         if study.done():
             return
         while (order := queue.lease(0, cluster.runs_at_once))["do"] == "run":
             execute_order(order, rank=0, places=cluster.runs_at_once, work=work, queue=notes)
             heed_stop()
-
-
-def _company(config: Config) -> str | None:
-    """Return what runs that share a worker agree on."""
-    common = config.common()
-    return None if common is None else repr(common)
 
 
 class _Local:
@@ -149,18 +144,57 @@ class _Local:
 
 
 def _run_pool(study: Study, cluster: ClusterConfig, *, work: Work | None, scratch: Path) -> None:
+    with standing_pool(cluster, work=work, scratch=scratch) as pool:
+        desk = Desk(pool.queue, study)
+        while True:
+            if is_stop_asked():
+                leave(pool.queue)
+                raise stopped()
+            desk.submit_what_is_ready()
+            problem = pool.problem()  # before the last look at the queue, which then misses nothing
+            study.take(ray.get(pool.queue.drain.remote()))
+            if study.done():
+                return
+            if problem is not None:
+                raise ClusterError(f"{problem}; run the same command again")
+            time.sleep(_POLL_SECONDS)
+
+
+@dataclass(eq=False)
+class Pool:
+    """Workers that lease runs from a queue."""
+
+    name: str
+    """Name and namespace of the queue's actor."""
+    queue: Any
+    """The actor."""
+    workers: Fit
+    _deadline: float = field(default_factory=lambda: time.monotonic() + _START_SECONDS)
+    _looked: float = 0.0
+
+    def problem(self) -> str | None:
+        """Return why its runs will not go on, None where they do; nodes that are being taken away are vacated."""
+        if not self.workers.is_alive():
+            return f"the pool lost its workers for good: {self.workers.reason() or 'they left too early'}"
+        if time.monotonic() > self._deadline and not ray.get(self.queue.workers.remote()):
+            return (
+                f"no worker started within {_START_SECONDS:.0f} s; free the cluster or lower cluster.workers"
+            )
+        if time.monotonic() - self._looked >= _DRAIN_SECONDS:
+            self._looked = time.monotonic()
+            self.queue.vacate.remote(draining_nodes())
+        return None
+
+
+@contextmanager
+def standing_pool(cluster: ClusterConfig, *, work: Work | None, scratch: Path) -> Iterator[Pool]:
+    """Start workers on the connected cluster; at the end of the block let them go."""
     name = f"attempt-pool-{uuid.uuid4().hex[:8]}"
     queue = new_queue(name, cluster)
     workers = Fit(
         new_trainer(
             lease_runs,
-            {
-                "pool": name,
-                "work": work,
-                "threads": threads_of(cluster),
-                "places": cluster.runs_at_once,
-                "directory": str(Path.cwd()),
-            },
+            {"pool": name, "work": work, "places": cluster.runs_at_once, **worker_settings(cluster)},
             name=name,
             cluster=cluster,
             scratch=scratch,
@@ -168,65 +202,22 @@ def _run_pool(study: Study, cluster: ClusterConfig, *, work: Work | None, scratc
             most_failures=_IDLE_DEATHS + 4 * cluster.attempts * cluster.workers,
         )
     )
-    desk = _Desk(queue, study)
-    deadline, looked = time.monotonic() + _START_SECONDS, 0.0
     workers.start()
     try:
-        while True:
-            if is_stop_asked():
-                leave(queue)
-                raise stopped()
-            desk.submit_what_is_ready()
-            left = not workers.is_alive()  # before the last look at the queue, which then misses nothing
-            study.take(ray.get(queue.drain.remote()))
-            if study.done():
-                break
-            if left:
-                raise ClusterError(
-                    f"the pool lost its workers for good: {workers.reason() or 'they left too early'}; run the same command again"
-                )
-            if time.monotonic() > deadline and not ray.get(queue.workers.remote()):
-                raise ClusterError(
-                    f"no worker started within {_START_SECONDS:.0f} s; free the cluster or lower cluster.workers"
-                )
-            if time.monotonic() - looked >= _DRAIN_SECONDS:
-                looked = time.monotonic()
-                queue.vacate.remote(draining_nodes())
-            time.sleep(_POLL_SECONDS)
+        yield Pool(name, queue, workers)
         ray.get(queue.close.remote())
         workers.join(_CLOSE_SECONDS)
     finally:
         ray.kill(queue)
 
 
-class _Desk:
-    """Where a driver submits the runs of a study to the queue, again after the queue has died."""
-
-    def __init__(self, queue: Any, study: Study) -> None:
-        self._queue = queue
-        self._study = study
-        self._generation = ray.get(queue.generation.remote())
-        self._checked: set[str] = set()
-
-    def submit_what_is_ready(self) -> None:
-        """Submit every run whose needs have finished since the last call.
-
-        Raises:
-            ClusterError: A node does not share its `runs` or `bank`.
-        """
-        if (found := ray.get(self._queue.generation.remote())) != self._generation:
-            time.sleep(_BEATS_SECONDS)  # until all workers have told what they hold
-            for job in self._study.unfinished():
-                self._submit(*job)
-            self._generation = found
-        for key, config, order in self._study.ready():
-            for place in {config.runs, config.bank} - self._checked:
-                check_shared(place)
-                self._checked.add(place)
-            self._submit(key, config, order)
-
-    def _submit(self, key: str, config: Config, order: int) -> None:
-        ray.get(self._queue.submit.remote(key, config.model_dump(mode="json"), order, _company(config)))
+def worker_settings(cluster: ClusterConfig) -> dict[str, Any]:
+    """Return what every worker is told of its surroundings."""
+    return {
+        "threads": threads_of(cluster),
+        "directory": str(Path.cwd()),
+        "stall_seconds": cluster.stall_seconds,
+    }
 
 
 def new_queue(name: str, cluster: ClusterConfig) -> Any:
@@ -250,7 +241,7 @@ def _run_isolated(study: Study, cluster: ClusterConfig, *, scratch: Path) -> Non
     """Give each run, one after the other, a trainer of its own, whose workers share every batch."""
     name = f"attempt-isolated-{uuid.uuid4().hex[:8]}"
     queue = new_queue(name, cluster)
-    desk = _Desk(queue, study)
+    desk = Desk(queue, study)
     try:
         while True:
             desk.submit_what_is_ready()
@@ -264,12 +255,7 @@ def _run_isolated(study: Study, cluster: ClusterConfig, *, scratch: Path) -> Non
             fit = Fit(
                 new_trainer(
                     execute_shared,
-                    {
-                        "pool": name,
-                        "run": run,
-                        "threads": threads_of(cluster),
-                        "directory": str(Path.cwd()),
-                    },
+                    {"pool": name, "run": run, **worker_settings(cluster)},
                     name=f"{name}-{run['lease']}",
                     cluster=cluster,
                     scratch=scratch,

@@ -59,6 +59,7 @@ class LeaseQueue:
         self._present: dict[int, str] = {}
         self._held_before: dict[str, tuple[int, str]] = {}
         self._vacated: frozenset[str] = frozenset()
+        self._dropped: set[str] = set()
         self._closed = False
         self._stopped = False
 
@@ -94,8 +95,12 @@ class LeaseQueue:
         """Return how many ranks have ever registered."""
         return len(self._seen)
 
-    def beat(self, rank: int, held: Mapping[str, str], node: str = "") -> bool:
-        """Note that a worker lives and what it holds, lease by key; return whether it shall stop and leave its runs."""
+    def beat(self, rank: int, held: Mapping[str, str], node: str = "") -> dict[str, Any]:
+        """Note that a worker lives and what it holds, lease by key.
+
+        Returns:
+            `stop`: whether it shall leave its runs; `unwanted`: the keys it holds that were dropped.
+        """
         if rank not in self._seen:  # a queue that stood here before knew it
             self._seen.add(rank)
             self._present[rank] = node
@@ -104,7 +109,10 @@ class LeaseQueue:
                     self._held_before[key] = (rank, lease)
         elif node and rank in self._present:
             self._present[rank] = node
-        return self._shall_stop(rank)
+        unwanted = [
+            key for key, lease in held.items() if key in self._dropped and not self._current(key, lease)
+        ]
+        return {"stop": self._shall_stop(rank), "unwanted": unwanted}
 
     def lease(self, rank: int, places: int = 1, company: str | None = None) -> dict[str, Any]:
         """Return `{"do": "run", "runs": [{"key", "lease", "config"}, ...]}`, `wait`, or `stop`.
@@ -174,6 +182,15 @@ class LeaseQueue:
             entry.attempts -= 1
             self._wait(key)
 
+    def drop(self, keys: Iterable[str]) -> None:
+        """Forget runs whose results nobody wants any longer; who holds one is told with its next beat."""
+        for key in keys:
+            if self._entries.pop(key, None) is not None:
+                self._dropped.add(key)
+        self._waiting = [(order, key) for order, key in self._waiting if key in self._entries]
+        heapq.heapify(self._waiting)
+        self._events = [event for event in self._events if event["key"] in self._entries]
+
     def crash(self, deaths: Mapping[int, str]) -> None:
         """Note that the workers of some ranks died, each with its reason.
 
@@ -207,14 +224,17 @@ class LeaseQueue:
         """Let the workers go once nothing waits."""
         self._closed = True
 
-    def drain(self) -> list[dict[str, Any]]:
-        """Return the events since the last call, oldest first."""
+    def drain(self, keys: Iterable[str] | None = None) -> list[dict[str, Any]]:
+        """Return the events since the last call, oldest first; of some runs, or of all."""
+        wanted = set(self._entries if keys is None else keys)
         events = [
-            {**event, "facts": dict(event["facts"])} if "facts" in event else event for event in self._events
+            {**event, "facts": dict(event["facts"])} if "facts" in event else event
+            for event in self._events
+            if event["key"] in wanted
         ]
-        self._events.clear()
-        for entry in self._entries.values():
-            entry.progress = {}
+        self._events = [event for event in self._events if event["key"] not in wanted]
+        for key in wanted & set(self._entries):
+            self._entries[key].progress = {}
         return events
 
     def held(self) -> int:

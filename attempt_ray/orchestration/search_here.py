@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,22 +20,26 @@ OnEnd = Callable[[int], None]
 """Called with the number of every trial that ended, when the study holds its end."""
 
 
-def search_here(search: Search, runs_of: RunsOf, *, trials_at_once: int, most: int, on_end: OnEnd) -> None:
+def search_here(search: Search, runs_of: RunsOf, *, trials_at_once: int, packed: bool, on_end: OnEnd) -> None:
     """Try what the search asks for until it asks for no more.
 
     Args:
         search: The search.
-        runs_of: The runs of a trial; those of all trials can share a backbone.
+        runs_of: The runs of a trial.
         trials_at_once: Trials under way at once.
-        most: Runs under way at once.
+        packed: Whether the runs of all trials can share a backbone; else those of one trial do, one trial at a time.
         on_end: Called for every trial that ended.
 
     Raises:
         StorageError: The study's storage refused.
         StoppedError: This process was asked to stop; the runs keep what they have reached.
     """
+    trials = _Trials(search, runs_of, at_once=trials_at_once if packed else 1, packed=packed, on_end=on_end)
     try:
-        execute_stream(_Trials(search, runs_of, at_once=trials_at_once, on_end=on_end).take, most=most)
+        while trials.begin():
+            execute_stream(trials.take, most=sys.maxsize)  # as many as those trials have
+            if is_stop_asked():
+                break
     finally:
         search.release()
     heed_stop()
@@ -61,10 +66,11 @@ class _Live:
 class _Trials:
     """The trials under way, as the runs that a stream takes."""
 
-    def __init__(self, search: Search, runs_of: RunsOf, *, at_once: int, on_end: OnEnd) -> None:
+    def __init__(self, search: Search, runs_of: RunsOf, *, at_once: int, packed: bool, on_end: OnEnd) -> None:
         self._search = search
         self._runs_of = runs_of
         self._at_once = at_once
+        self._packed = packed
         self._on_end = on_end
         self._waiting: deque[tuple[_Live, str, Ticket]] = deque()
 
@@ -73,7 +79,7 @@ class _Trials:
         if is_stop_asked():
             return ()
         tickets: list[Ticket] = []
-        while len(tickets) < free and (self._waiting or self._begin()):
+        while len(tickets) < free and (self._waiting or (self._packed and self.begin())):
             live, key, ticket = self._waiting.popleft()
             if live.unwanted:
                 self._ended(live, key, DroppedError("its trial was given up"))
@@ -81,7 +87,7 @@ class _Trials:
                 tickets.append(ticket)
         return tickets
 
-    def _begin(self) -> bool:
+    def begin(self) -> bool:
         """Begin another trial, where there may be one more; return whether runs wait now."""
         while len(self._search.under_way) < self._at_once and (trial := self._search.next()) is not None:
             try:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -15,7 +17,7 @@ import ray
 import ray.train
 
 from attempt_ray.config import Config, parse
-from attempt_ray.errors import AttemptError, StoppedError
+from attempt_ray.errors import AttemptError, DroppedError, StoppedError
 from attempt_ray.orchestration.study import describe_error, is_mendable, progress_facts
 
 if TYPE_CHECKING:
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 
 _POLL_SECONDS = 0.2
 _BEAT_SECONDS = 0.5
+_HUNG = 75
+"""Exit code of a process that ended itself because it hung: sysexits.h's for what may succeed another time."""
 _PROGRESS_SECONDS = 0.5
 """Least time between two step reports of one run, and between two looks for a run that could join."""
 
@@ -81,7 +85,9 @@ def execute_shared(settings: dict[str, Any]) -> None:
         held.add(run["key"], run["lease"])
         try:
             outcome: Any = execute(
-                parse([run["config"]]), on_progress=_teller(run, queue) if team.leads else None, team=team
+                parse([run["config"]]),
+                on_progress=_teller(run, queue, held) if team.leads else lambda _: held.hear(run["key"]),
+                team=team,
             )
         except AttemptError as error:
             outcome = error
@@ -95,21 +101,17 @@ def _at_work(
     settings: Mapping[str, Any], rank: int, *, register: bool = False
 ) -> Iterator[tuple[Queue, Held]]:
     """Make a worker of this process: it beats while the block runs, and after SIGTERM it ends with the block."""
-    import torch
+    from attempt_ray.training.stopping import SIGTERM_CODE, is_terminated
 
-    from attempt_ray.training.stopping import SIGTERM_CODE, is_terminated, withdraw_stop
-
-    torch.set_num_threads(settings["threads"])
-    if Path(settings["directory"]).is_dir():
-        os.chdir(settings["directory"])  # relative paths of a config mean the driver's directory
-    withdraw_stop()
+    settle_worker(settings)
     node = ray.get_runtime_context().get_node_id()
     actor = ray.get_actor(settings["pool"], namespace=settings["pool"])
     if register:
         ray.get(actor.register.remote(rank, node))
     held = Held()
     threading.Thread(target=_beat, args=(actor, rank, node, held), daemon=True).start()
-    yield _Remote(actor), held
+    with ending_when_hung(held, settings["stall_seconds"]):
+        yield _Remote(actor), held
     if is_terminated():
         os._exit(SIGTERM_CODE)
 
@@ -120,16 +122,42 @@ class Held:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._leases: dict[str, str] = {}
+        self._unwanted: set[str] = set()
+        self._heard = time.monotonic()
 
     def add(self, key: str, lease: str) -> None:
         """Note a lease."""
         with self._lock:
             self._leases[key] = lease
+            self._heard = time.monotonic()
 
     def drop(self, key: str) -> None:
         """Forget a lease."""
         with self._lock:
             del self._leases[key]
+            self._unwanted.discard(key)
+            self._heard = time.monotonic()
+
+    def hear(self, key: str) -> None:
+        """Note that a run has said something.
+
+        Raises:
+            DroppedError: Nobody wants its result any longer.
+        """
+        with self._lock:
+            self._heard = time.monotonic()
+            if key in self._unwanted:
+                raise DroppedError("its result is not wanted any longer")
+
+    def drop_when_heard(self, keys: Iterable[str]) -> None:
+        """Let these runs end when they next say something."""
+        with self._lock:
+            self._unwanted.update(key for key in keys if key in self._leases)
+
+    def silent_seconds(self) -> float:
+        """Return for how long no run has said anything; 0 where none is held."""
+        with self._lock:
+            return time.monotonic() - self._heard if self._leases else 0.0
 
     def all(self) -> dict[str, str]:
         """Return the leases by key."""
@@ -137,13 +165,48 @@ class Held:
             return dict(self._leases)
 
 
+def settle_worker(settings: Mapping[str, Any]) -> None:
+    """Make this process's threads and directory those of a worker, and forget that it was asked to stop before."""
+    import torch
+
+    from attempt_ray.training.stopping import withdraw_stop
+
+    torch.set_num_threads(settings["threads"])
+    if Path(settings["directory"]).is_dir():
+        os.chdir(settings["directory"])  # relative paths of a config mean the driver's directory
+    withdraw_stop()
+
+
+@contextmanager
+def ending_when_hung(held: Held, seconds: float) -> Iterator[None]:
+    """End this process, showing where it hangs, when within the block its runs say nothing for so many seconds."""
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(min(_BEAT_SECONDS, seconds / 4)):
+            if held.silent_seconds() > seconds:
+                sys.stderr.write(
+                    f"no step and no evaluation for {seconds:g} s (cluster.stall_seconds): ending\n"
+                )
+                faulthandler.dump_traceback(all_threads=True)
+                os._exit(_HUNG)
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
+
+
 def _beat(actor: Any, rank: int, node: str, held: Held) -> None:
-    """Tell the queue what this worker holds, and heed it when it asks to stop."""
+    """Tell the queue what this worker holds, and heed what it answers."""
     from attempt_ray.training.stopping import ask_to_stop
 
     while True:
         try:
-            if ray.get(actor.beat.remote(rank, held.all(), node)):
+            answer = ray.get(actor.beat.remote(rank, held.all(), node))
+            held.drop_when_heard(answer["unwanted"])
+            if answer["stop"]:
                 ask_to_stop()
         except ray.exceptions.RayError:
             pass  # the queue is being started again, or the pool is over
@@ -218,7 +281,7 @@ def _ticket(run: Mapping[str, Any], *, queue: Queue, held: Held) -> Ticket | Non
         return None
     return Ticket(
         config=config,
-        on_progress=_teller(run, queue),
+        on_progress=_teller(run, queue, held),
         on_end=partial(_note_end, run=run, queue=queue, held=held),
     )
 
@@ -226,7 +289,7 @@ def _ticket(run: Mapping[str, Any], *, queue: Queue, held: Held) -> Ticket | Non
 def _execute_work(run: Mapping[str, Any], *, work: Work, queue: Queue, held: Held) -> None:
     held.add(run["key"], run["lease"])
     try:
-        outcome = work(parse([run["config"]]), on_progress=_teller(run, queue))
+        outcome = work(parse([run["config"]]), on_progress=_teller(run, queue, held))
     except Exception as error:  # noqa: BLE001 - any failure belongs to the run, not to the pool
         outcome = error
     _note_end(outcome, run=run, queue=queue, held=held)
@@ -242,6 +305,8 @@ def _note_end(
 ) -> None:
     key, lease = run["key"], run["lease"]
     held.drop(key)
+    if isinstance(outcome, DroppedError):
+        return
     if isinstance(outcome, StoppedError):
         queue.give_back(key, lease)
     elif isinstance(outcome, Exception):
@@ -250,11 +315,12 @@ def _note_end(
         queue.finish(key, lease, {"directory": str(outcome.directory), "report": dict(outcome.report)})
 
 
-def _teller(run: Mapping[str, Any], queue: Queue) -> Callable[[Any], None]:
+def _teller(run: Mapping[str, Any], queue: Queue, held: Held) -> Callable[[Any], None]:
     last = 0.0
 
     def on_progress(progress: Any) -> None:
         nonlocal last
+        held.hear(run["key"])
         facts = progress_facts(progress)
         step = facts["kind"] == "step"
         if not step or time.monotonic() - last >= _PROGRESS_SECONDS:

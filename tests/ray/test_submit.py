@@ -216,6 +216,12 @@ def test_what_failed_is_submitted_anew_under_a_derived_id(
     assert (facts["id"], facts["submitted"]) == (f"{plan.id}-3", True)
 
 
+def heed_signals() -> None:
+    """Undo what a child would inherit from nohup, or from a shell's background."""
+    for each in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(each, signal.SIG_DFL)
+
+
 def test_a_lost_terminal_ends_the_following_alone(
     head: Cluster,
     jobs: Jobs,
@@ -225,16 +231,14 @@ def test_a_lost_terminal_ends_the_following_alone(
 ) -> None:
     plan = planned(tmp_path, monkeypatch, make_study, "echo begun; sleep 1000")
     submit(plan, jobs, wait=False, yes=True)
-    lost = [(signal.SIGINT, 130), (signal.SIGHUP, -signal.SIGHUP)]
-    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # as under nohup, where children ignore it too
-        lost.pop()
-    for sent, code in lost:
+    for sent, code in ((signal.SIGINT, 130), (signal.SIGHUP, -signal.SIGHUP)):
         follower = subprocess.Popen(
             [*ATTEMPT, "jobs", "logs", plan.id, "--follow", *head.options],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             env={**os.environ, "PYTHONPATH": str(ROOT)},
+            preexec_fn=heed_signals,  # noqa: PLW1509 - nothing here runs threads yet
         )
         assert follower.stdout is not None
         try:
