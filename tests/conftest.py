@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import random
 import secrets
 import shutil
@@ -11,6 +12,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -106,9 +108,148 @@ def s3_port() -> Iterator[int]:
 @pytest.fixture
 def unused_port() -> int:
     """A port of this machine that nobody listens at."""
+    return _unused_port()
+
+
+def _unused_port() -> int:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return int(found.getsockname()[1])
+
+
+# SIGINT ends connections first; SIGTERM would wait for them.
+_POSTGRES = """
+"$@" &
+read _
+kill -INT $!
+wait
+"""
+
+
+class PostgreSQL:
+    """A server on a port of this machine, which the tests' process owns.
+
+    Attributes:
+        url: Its first database, for its superuser, without the password.
+        password: What PGPASSWORD has to hold.
+    """
+
+    def __init__(self, binaries: Path, directory: Path) -> None:
+        self.password = secrets.token_hex(16)
+        self._port = _unused_port()
+        self.url = self._url("postgres")
+        self._binaries, self._directory = binaries, directory
+        # It refuses to run as root.
+        user = pwd.getpwnam(_unprivileged()) if os.geteuid() == 0 else pwd.getpwuid(os.geteuid())
+        self._as_user: dict[str, Any] = {"env": {"PATH": os.defpath, "TZ": "UTC"}, "cwd": directory}
+        if os.geteuid() == 0:
+            self._as_user |= {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
+        self._server: subprocess.Popen[bytes] | None = None
+        password = directory / "password"
+        password.write_text(self.password)
+        for path in (directory, password):
+            os.chown(path, user.pw_uid, user.pw_gid)
+        options = ["--username=attempt", f"--pwfile={password}", "--auth=scram-sha-256"]
+        options += ["--encoding=UTF8", "--locale=C", "--no-sync", f"--pgdata={directory / 'data'}"]
+        made = subprocess.run(
+            [binaries / "initdb", *options], **self._as_user, capture_output=True, text=True, check=False
+        )
+        assert made.returncode == 0, made.stderr
+
+    def start(self) -> None:
+        """Start it where it does not run, and wait until it answers."""
+        import psycopg
+
+        if self._server is not None:
+            return
+        settings = [
+            "listen_addresses=127.0.0.1",
+            f"port={self._port}",
+            f"unix_socket_directories={self._directory}",
+        ]
+        settings += ["fsync=on", "shared_buffers=16MB"]
+        options = ["-D", self._directory / "data", *(f"--{setting}" for setting in settings)]
+        log = self._directory / "log"
+        with log.open("ab") as file:
+            self._server = subprocess.Popen(
+                ["sh", "-c", _POSTGRES, "sh", self._binaries / "postgres", *options],
+                **self._as_user,
+                stdin=subprocess.PIPE,
+                stdout=file,
+                stderr=file,
+            )
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                psycopg.connect(self.url, password=self.password).close()
+            except psycopg.OperationalError:
+                assert time.monotonic() < deadline, log.read_text()
+                time.sleep(0.02)
+            else:
+                return
+
+    def stop(self) -> None:
+        """End it and every connection."""
+        if self._server is not None:
+            self._server.communicate(b"\n", timeout=30)
+            self._server = None
+
+    def new_database(self) -> str:
+        """Return the URL of a new, empty database."""
+        import psycopg
+
+        name = f"tests_{secrets.token_hex(6)}"
+        with psycopg.connect(self.url, password=self.password, autocommit=True) as connection:
+            connection.execute(f"CREATE DATABASE {name}".encode())
+        return self._url(name)
+
+    def _url(self, database: str) -> str:
+        return f"postgresql://attempt@127.0.0.1:{self._port}/{database}"
+
+
+def _unprivileged() -> str:
+    names = {user.pw_name for user in pwd.getpwall()}
+    return "postgres" if "postgres" in names else "nobody"
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgreSQL]:
+    """A PostgreSQL server that takes a password, as a process that ends with this one."""
+    found = [shutil.which("initdb"), *sorted(map(str, Path("/usr/lib/postgresql").glob("*/bin/initdb")))]
+    binaries = [Path(path).resolve().parent for path in found if path is not None]
+    if not binaries:
+        pytest.skip("PostgreSQL's server (initdb, postgres) is not installed here")
+    # The path of a Unix socket has at most 107 bytes, which pytest's own directories leave little of.
+    directory = Path(tempfile.mkdtemp(prefix="attempt-postgres-", dir="/tmp"))
+    server = None
+    try:
+        server = PostgreSQL(binaries[-1], directory)
+        server.start()
+        yield server
+    finally:
+        if server is not None:
+            server.stop()
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[tuple[Path, Callable[[int], None]]]:
+    """A disk in memory, and how to give it another size in KiB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=4k", "tmpfs", place], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("mounting a disk in memory is not allowed here")
+
+    def resize(size: int) -> None:
+        subprocess.run(["mount", "-o", f"remount,size={size}k", place], check=True)
+
+    try:
+        yield place, resize
+    finally:
+        subprocess.run(["umount", "--lazy", place], check=True)
 
 
 @pytest.fixture
