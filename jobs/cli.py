@@ -36,6 +36,12 @@ jobs_app = typer.Typer(
 app.add_typer(bank_app, name="bank")
 app.add_typer(runs_app, name="runs")
 app.add_typer(jobs_app, name="jobs")
+tune_app = typer.Typer(
+    help="Search settings on dev rows, test what was found, and look at searches.",
+    invoke_without_command=True,
+    **_SETTINGS,
+)
+app.add_typer(tune_app, name="tune")
 
 Configs = Annotated[
     list[str] | None,
@@ -73,6 +79,16 @@ WithoutToken = Annotated[
     bool, typer.Option("--without-token", help="Send no token, even to another machine.")
 ]
 JobName = Annotated[str, typer.Argument(metavar="ID", help="Submission id, as `jobs list` shows it.")]
+StudyName = Annotated[str, typer.Argument(metavar="STUDY", help="Name of the search.")]
+StudyPlace = Annotated[
+    str | None,
+    typer.Option(
+        "--storage",
+        help="SQLite file or postgresql:// URL; default: study.db in the search's directory.",
+        metavar="PLACE",
+    ),
+]
+SearchesPlace = Annotated[str, typer.Option("--directory", help="Directory of search directories.")]
 Prompt = Annotated[
     str | None,
     typer.Option("--prompt", help="Prompt of the bank; default: target/<task>.", metavar="REFERENCE"),
@@ -232,12 +248,76 @@ def pipeline(config: Configs = None, settings: Settings = None, no_ray: NoRay = 
     perform(call)
 
 
+@tune_app.callback()
+def tune(
+    context: typer.Context,
+    config: Configs = None,
+    settings: Settings = None,
+    study: Annotated[
+        str | None, typer.Option("--study", help="Name of the search; default: made of all that decides it.")
+    ] = None,
+    space: Annotated[
+        str | None,
+        typer.Option("--space", help="Search space, or a YAML or Python file; default: by the tasks' group."),
+    ] = None,
+    trials: Annotated[int | None, typer.Option("--trials", help="Trials in all.")] = None,
+    hours: Annotated[float | None, typer.Option("--hours", help="No trial starts later than this.")] = None,
+    max_steps: Annotated[
+        int | None, typer.Option("--max-steps", help="Optimizer steps, after which no trial starts.")
+    ] = None,
+    no_ray: Annotated[bool, typer.Option("--no-ray", help="In this process, without Ray.")] = False,
+) -> None:
+    """Search settings on dev rows and test what was found; the same command goes on with the same search."""
+    if context.invoked_subcommand is not None:
+        return
+
+    def call() -> Mapping[str, Any]:
+        from jobs.tune import tune
+
+        given = {"study": study, "space": space, "trials": trials, "hours": hours, "max_steps": max_steps}
+        named = [f"search.{key}={value}" for key, value in given.items() if value is not None]
+        page = load_config(config or [], [*(settings or []), *named])
+        return tune(page, placement="here" if no_ray else "pool")
+
+    perform(call)
+
+
+@tune_app.command("report")
+def tune_report(study: StudyName, storage: StudyPlace = None, directory: SearchesPlace = "searches") -> None:
+    """Write what a search has found so far: tables, pictures, warnings."""
+
+    def call() -> Mapping[str, Any]:
+        from jobs.tune_report import tune_report
+
+        return tune_report(study, storage=storage, directory=directory)
+
+    perform(call)
+
+
+@tune_app.command("ui")
+def tune_ui(
+    study: StudyName,
+    storage: StudyPlace = None,
+    directory: SearchesPlace = "searches",
+    port: Annotated[int, typer.Option("--port", help="Port on 127.0.0.1.", min=1, max=65535)] = 8080,
+) -> None:
+    """Open optuna-dashboard on a search, for this machine alone."""
+
+    def call() -> None:
+        from jobs.tune_report import tune_ui
+
+        tune_ui(study, storage=storage, directory=directory, port=port)
+
+    perform(call)
+
+
 @app.command()
 def submit(
     job: Annotated[
         str,
         typer.Argument(
-            help="train-sources, train-prior, train-target, pipeline, evaluate or report.", metavar="JOB"
+            help="train-sources, train-prior, train-target, pipeline, tune, evaluate or report.",
+            metavar="JOB",
         ),
     ],
     options: Annotated[

@@ -120,14 +120,16 @@ class SearchPlan:
         Raises:
             ConfigError: A task is unknown.
         """
-        search = self.config.search
-        runs = self._runs(_longest(self.space), seeds=search.seeds)
-        jobs = [
+        return estimate(self.trial_jobs(), self.config, workers=self.config.cluster.workers)
+
+    def trial_jobs(self) -> list[Job]:
+        """Return the runs of as many trials as there shall be, each at the longest budget of the space."""
+        runs = self._runs(_longest(self.space), seeds=self.config.search.seeds)
+        return [
             Job(key=f"{number}/{key}", config=run)
-            for number in range(search.trials)
+            for number in range(self.config.search.trials)
             for key, run in runs.items()
         ]
-        return estimate(jobs, self.config, workers=self.config.cluster.workers)
 
     def _runs(self, point: Point, *, seeds: Sequence[int]) -> dict[str, Config]:
         config, names = self.space.apply(self.config, point), tuple(self.tasks)

@@ -23,6 +23,7 @@ from jobs import plan
 from jobs.edge import DONE, FAILED, INTERRUPTED, TERMINATED, load_config, one_line, preset_names, tell
 from jobs.estimate import Estimate, estimate
 from jobs.run_pipeline import all_jobs
+from jobs.search_plan import plan_search
 from jobs.train_target import target_run
 from jobs.watch import clock
 
@@ -34,11 +35,12 @@ MODULES = {
     "train-prior": "train_prior",
     "train-target": "train_target",
     "pipeline": "run_pipeline",
+    "tune": "tune",
     "evaluate": "evaluate",
     "report": "report",
 }
 """Jobs that can be submitted, and their modules."""
-_POOLED = ("train-sources", "train-prior", "pipeline")
+_POOLED = ("train-sources", "train-prior", "pipeline", "tune")
 """Jobs that ask for workers; the others compute in the process that is submitted."""
 _PACKAGES = ("attempt_ray", "jobs", "serve_app", "tune_spaces")
 
@@ -167,7 +169,7 @@ def make_plan(
         raise ConfigError(f"--tflops got {tflops:g}; wanted more than 0")
     names = list(configs) or (["embedded"] if job == "pipeline" else [])
     config = load_config(names, settings)
-    check_places(config, uploaded=True)
+    check_places(config, uploaded=True, search=job == "tune")
     _check_secrets({"bank": config.bank} | {text.partition("=")[0]: text for text in (*settings, *options)})
     runs = runs_of(job, config)
     workers = config.cluster if job in _POOLED else config.cluster.model_copy(update={"workers": 1})
@@ -206,6 +208,8 @@ def runs_of(job: str, config: Config) -> list[Job]:
     if job in ("train-target", "evaluate"):
         run = target_run(config)
         return [Job(key=job, config=run)] if job == "train-target" else []
+    if job == "tune":
+        return plan_search(config).trial_jobs()
     plan.check(config)
     makers = {"train-sources": plan.source_jobs, "train-prior": plan.prior_jobs, "pipeline": all_jobs}
     runs = makers[job](config)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from attempt_ray.config import Config
 from attempt_ray.errors import BankError, ConfigError
+from attempt_ray.orchestration.ray_job import check_places
 from jobs.edge import one_line, tell
 from jobs.pooled import Placement, nominate, run_study
 from jobs.preflight import preflight
@@ -34,19 +35,21 @@ def tune(config: Config, *, placement: Placement = "pool") -> dict[str, Any]:
     Raises:
         AttemptError: Something cannot be used, or no trial came to a value.
     """
+    from attempt_ray.orchestration.search import Search
     from attempt_ray.orchestration.study_storage import held, open_study_storage
     from attempt_ray.reporting.search import write_search_report
 
-    from attempt_ray.orchestration.search import Search
-
     started = time.monotonic()
+    check_places(config, search=True)
     search_plan = plan_search(config)
     config = search_plan.config
     _check_bank(search_plan)
     preflight(config, search_plan.tasks.values())
-    with held(place := storage_place(config), search_plan.name):
+    place = storage_place(config)
+    storage = open_study_storage(place)
+    with held(place, search_plan.name):
         search = Search.open(
-            open_study_storage(place),
+            storage,
             config.search,
             search_plan.space,
             name=search_plan.name,

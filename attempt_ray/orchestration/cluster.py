@@ -41,6 +41,11 @@ _QUIET = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     # How long a controller waits for all workers of a group before it looks again at what the cluster has.
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    # What Tune would restore from is never read.
+    "TUNE_GLOBAL_CHECKPOINT_S": "3600",
 }
 
 

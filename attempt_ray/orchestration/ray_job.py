@@ -30,22 +30,27 @@ def in_upload() -> bool:
     return bool((found.get("runtime_env") or {}).get("working_dir"))
 
 
-def check_places(config: Config, *, uploaded: bool | None = None) -> None:
-    """Refuse a bank or runs that would be lost with the upload a job works in.
+def check_places(config: Config, *, uploaded: bool | None = None, search: bool = False) -> None:
+    """Refuse a bank, runs or searches that would be lost with the upload a job works in.
 
     Args:
         config: What the job is going to do.
         uploaded: Whether the job works in an upload; None asks this process's environment.
+        search: Whether it searches.
 
     Raises:
-        ClusterError: `bank` or `runs` is a relative path.
+        ClusterError: One of them is a relative path.
     """
     if not (in_upload() if uploaded is None else uploaded):
         return
-    relative = [name for name in ("bank", "runs") if _is_relative(getattr(config, name))]
+    places = {"bank": config.bank, "runs": config.runs}
+    if search:
+        places["search.directory"] = config.search.directory
+        places["search.storage"] = config.search.storage or "/"
+    relative = {name: place for name, place in places.items() if _is_relative(place)}
     if relative:
-        named = " and ".join(f"{name} '{getattr(config, name)}'" for name in relative)
-        fix = " ".join(f"--set {name}=/shared/{name}" for name in relative)
+        named = " and ".join(f"{name} '{place}'" for name, place in relative.items())
+        fix = " ".join(f"--set {name}=/shared/{name.rpartition('.')[2]}" for name in relative)
         raise ClusterError(
             f"{named} would be lost: a submitted job works in an upload, which Ray deletes; name a directory that all "
             f"nodes share, or a URI, such as {fix}"

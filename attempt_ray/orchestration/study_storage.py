@@ -14,7 +14,7 @@ import sqlite3
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import unquote
@@ -84,6 +84,9 @@ class _BackEnd(Protocol):
 
     def alone(self) -> AbstractContextManager[None]:
         """Keep others from making the tables meanwhile; the database is there and whole inside the block."""
+
+    def held(self, study: str) -> AbstractContextManager[bool]:
+        """Hold a study, where nobody else does, which is told."""
 
     def listen(self, engine: sqlalchemy.Engine) -> None:
         """Have the engine do what the database needs."""
@@ -161,6 +164,30 @@ def integrity_problem(place: str) -> str | None:
     except IntegrityError as error:
         return str(error)
     return None
+
+
+@contextmanager
+def held(place: str, study: str) -> Iterator[None]:
+    """Hold a study for the time of the block, so that one process alone decides what it tries.
+
+    Args:
+        place: As for `open_study_storage`, which has been called before.
+        study: Name of the study.
+
+    Raises:
+        ConfigError: Another process holds it.
+        StorageError: The disk or the server refused.
+    """
+    back_end = _back_end(place)
+    with ExitStack() as stack:
+        with _refusals(back_end):
+            free = stack.enter_context(back_end.held(study))
+        if not free:
+            raise ConfigError(
+                f"study '{study}' in {back_end.name} is being searched by another process; wait for it or stop it, or "
+                "set search.study to another name"
+            )
+        yield
 
 
 def network_file_system(path: Path, *, mounts: str) -> str | None:
@@ -286,6 +313,15 @@ class _SQLite:
             for directory in missing:
                 sync_directory(directory.parent)
 
+    @contextmanager
+    def held(self, study: str) -> Iterator[bool]:
+        with storage_errors(f"lock {self.name}"):
+            descriptor = os.open(f"{self.path}.{study}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            yield _locked(descriptor)
+        finally:
+            os.close(descriptor)
+
     def _make_file(self) -> None:
         with storage_errors(f"make {self.name}", where=self.path.parent):
             try:
@@ -339,6 +375,14 @@ class _PostgreSQL:
                 sqlalchemy.text("SELECT pg_advisory_xact_lock(hashtext('attempt-ray study storage'))")
             )
             yield
+
+    @contextmanager
+    def held(self, study: str) -> Iterator[bool]:
+        arguments = self.engine_kwargs["connect_args"]
+        engine = sqlalchemy.create_engine(self.place, poolclass=NullPool, connect_args=arguments)
+        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            asked = sqlalchemy.text("SELECT pg_try_advisory_lock(hashtext(:name))")
+            yield bool(connection.execute(asked, {"name": f"attempt-ray study {study}"}).scalar())
 
     def listen(self, engine: sqlalchemy.Engine) -> None:
         """Psycopg begins transactions itself."""

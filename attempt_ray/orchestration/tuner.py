@@ -187,7 +187,7 @@ class _Suggestions(Searcher):  # type: ignore[misc]
     """What Tune asks for trials."""
 
     def __init__(self, driver: _Driver | None) -> None:
-        super().__init__(metric="value", mode="max")
+        super().__init__()
         self._driver = driver
 
     def __reduce__(self) -> tuple[Any, ...]:

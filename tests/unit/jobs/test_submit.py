@@ -14,7 +14,7 @@ from attempt_ray.orchestration.submission import RayJob
 from jobs.submit import EXCLUDED, MODULES, VARIABLES, environment, exit_code, make_plan, submit
 
 ROOT = Path(__file__).parents[3]
-PLACES = ("bank=s3://bucket/bank", "runs=/shared/runs")
+PLACES = ("bank=s3://bucket/bank", "runs=/shared/runs", "search.directory=/head/searches")
 
 
 @pytest.fixture(autouse=True)

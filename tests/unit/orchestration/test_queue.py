@@ -183,7 +183,7 @@ def test_a_run_given_back_is_leased_again_and_not_charged() -> None:
 def test_workers_of_a_node_that_goes_leave_and_the_others_stay() -> None:
     queue = company_of("a", "a", workers=2)
     queue.vacate(["node1"])
-    assert [queue.beat(rank, {}) for rank in (0, 1)] == [False, True]
+    assert [queue.beat(rank, {})["stop"] for rank in (0, 1)] == [False, True]
     assert queue.lease(1) == {"do": "stop"}
     assert leased(queue, 0) == ["0"]
 
@@ -191,7 +191,7 @@ def test_workers_of_a_node_that_goes_leave_and_the_others_stay() -> None:
 def test_all_workers_leave_a_pool_that_stops() -> None:
     queue = company_of("a", workers=2)
     queue.stop()
-    assert queue.beat(0, {}) and queue.beat(1, {})
+    assert queue.beat(0, {})["stop"] and queue.beat(1, {})["stop"]
     assert queue.lease(0) == {"do": "stop"}
 
 
@@ -219,5 +219,29 @@ def test_what_ended_before_the_driver_told_of_it_is_leased_again() -> None:
 def test_a_worker_that_moved_is_asked_by_its_new_node() -> None:
     queue = company_of("a")
     queue.vacate(["node9"])
-    assert not queue.beat(0, {}, "node0")
-    assert queue.beat(0, {}, "node9")
+    assert not queue.beat(0, {}, "node0")["stop"]
+    assert queue.beat(0, {}, "node9")["stop"]
+
+
+def test_a_dropped_run_that_waits_is_forgotten_and_one_that_is_held_is_told_with_the_beat() -> None:
+    queue = company_of("a", "a", "a", workers=1)
+    (run, *_) = queue.lease(0, places=1)["runs"]
+    held = {run["key"]: run["lease"]}
+    assert queue.beat(0, held)["unwanted"] == []
+    queue.drop(["0", "1", "no such run"])
+    assert queue.beat(0, held)["unwanted"] == ["0"]
+    queue.finish("0", run["lease"], {})
+    assert [event["key"] for event in queue.drain() if event["event"] == "finished"] == []
+    assert leased(queue, 0) == ["2"]
+
+
+def test_events_can_be_drained_for_some_runs_alone() -> None:
+    queue = company_of("a", "a", workers=1)
+    runs = {run["key"]: run["lease"] for run in queue.lease(0, places=2)["runs"]}
+    for key, lease in runs.items():
+        queue.progress(key, lease, {"kind": "step", "step": 1})
+    found = queue.drain(["1"])
+    assert {event["key"] for event in found} == {"1"}
+    queue.progress("1", runs["1"], {"kind": "step", "step": 2})
+    assert [event["facts"]["step"] for event in queue.drain(["1"])] == [2]
+    assert [event["key"] for event in queue.drain() if event["event"] == "progress"] == ["0"]

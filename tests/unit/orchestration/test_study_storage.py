@@ -23,6 +23,7 @@ from optuna.trial import TrialState
 from attempt_ray.errors import AttemptError, ConfigError, IntegrityError, StorageError
 from attempt_ray.orchestration import study_storage
 from attempt_ray.orchestration.study_storage import (
+    held,
     integrity_problem,
     network_file_system,
     open_study_storage,
@@ -491,3 +492,13 @@ def test_a_server_that_refuses_is_told_of_with_what_to_do(server, monkeypatch):
 def test_a_driver_that_is_missing_is_told_of(monkeypatch):
     monkeypatch.setitem(sys.modules, "psycopg", None)
     refused(lambda: open_study_storage("postgresql://me@127.0.0.1/x"), match=r"; install psycopg\[binary\]$")
+
+
+def test_one_process_alone_holds_a_study(place: str) -> None:
+    open_study_storage(place)
+    with held(place, "one"), held(place, "other"):
+        with pytest.raises(ConfigError, match=r"study .one. in .* is being searched by another process"):
+            with held(place, "one"):
+                pass
+    with held(place, "one"):
+        pass
