@@ -252,7 +252,7 @@ class SearchConfig(Section):
     of answering a row. With two, no trial is pruned."""
     sampler: Literal["tpe", "random"] = "tpe"
     """Multivariate tree-structured Parzen estimator (Bergstra et al. 2011), or random search."""
-    startup_trials: int = Field(default=8, ge=0)
+    startup_trials: int = Field(default=10, ge=0)
     """Finished trials before TPE models them; until then it draws at random."""
     pruner: Literal["asha", "median", "none"] = "asha"
     """Asynchronous successive halving (Li et al. 2020) over optimizer steps, the median rule (Golovin et al. 2017), or no

@@ -62,6 +62,7 @@ class SearchPlan:
             "seeds": list(search.seeds),
             "objectives": list(search.objectives),
             "sampler": search.sampler,
+            "startup_trials": search.startup_trials,
             "pruner": search.pruner,
         }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -64,7 +65,7 @@ def tune(config: Config, *, placement: Placement = "pool") -> dict[str, Any]:
         if best is None:
             raise ConfigError(search.over or "no trial came to a value; run the same command again")
         final, failed = _tested(search_plan, search, best, placement=placement)
-    summary = write_search_report(search.study, search_directory(config))
+    summary = write_search_report(search.study, search_directory(config), commands=next_commands(search_plan))
     tell(f"report: {summary.directory / 'report.md'}")
     standing = search.standing()
     return {
@@ -81,6 +82,19 @@ def tune(config: Config, *, placement: Placement = "pool") -> dict[str, Any]:
         "seconds": round(time.monotonic() - started, 1),
         "failed": failed,
     }
+
+
+def next_commands(search_plan: SearchPlan) -> list[str]:
+    """Return commands to go on with."""
+    config = search_plan.config
+    place = "" if config.search.storage is None else f" --storage {shlex.quote(config.search.storage)}"
+    where = f" --directory {shlex.quote(config.search.directory)}{place}"
+    task = next(iter(search_plan.tasks))
+    return [
+        f"attempt tune ui {search_plan.name}{where}",
+        f"attempt tune report {search_plan.name}{where}",
+        f"attempt bank promote target/{task}@candidate --bank {shlex.quote(config.bank)}",
+    ]
 
 
 def search_directory(config: Config) -> Path:
