@@ -50,6 +50,12 @@ class SearchPlan:
         """Name of the study."""
         return str(self.config.search.study)
 
+    @property
+    def runs_per_trial(self) -> int:
+        """Runs of every trial."""
+        search = self.config.search
+        return len(search.seeds) * (1 if search.method == "attempt_mt" else len(self.tasks))
+
     def facts(self) -> dict[str, Any]:
         """Return what decides the trials, as the study keeps it."""
         search = self.config.search

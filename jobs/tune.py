@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
-from attempt_ray.config import Config
+from attempt_ray.config import ClusterConfig, Config
 from attempt_ray.errors import BankError, ConfigError
 from attempt_ray.orchestration.ray_job import check_places
 from jobs.edge import one_line, tell
@@ -135,10 +135,9 @@ def _check_bank(search_plan: SearchPlan) -> None:
 def _tell_plan(search_plan: SearchPlan, search: Search) -> None:
     """Say what is going to be tried and what it takes at most."""
     config, standing = search_plan.config, search.standing()
-    runs = len(search_plan.runs_of(dict(search_plan.space.known[0]) if search_plan.space.known else {}))
     settings = config.search
     tell(
-        f"search {search_plan.name}: {settings.trials} trials of {_counted(runs, 'run')} over "
+        f"search {search_plan.name}: {settings.trials} trials of {_counted(search_plan.runs_per_trial, 'run')} over "
         f"{', '.join(search_plan.tasks)}; space {search_plan.space.name}, {settings.sampler}, pruner {settings.pruner}"
     )
     for line in search_plan.cost().describe():
@@ -170,7 +169,7 @@ def _try(search_plan: SearchPlan, search: Search, watch: _Watch, *, placement: P
         search_on_ray(
             search,
             search_plan.runs_of,
-            cluster=config.cluster,
+            cluster=with_places(search_plan),
             trials_at_once=trials_at_once(search_plan, workers=config.cluster.workers),
             packed=config.search.packed,
             on_end=watch.ended,
@@ -259,15 +258,23 @@ class _Watch:
         return f"  ETA {clock((time.monotonic() - self._began) / here * left)}"
 
 
+def with_places(search_plan: SearchPlan) -> ClusterConfig:
+    """Return the cluster, its workers having places for the runs of all trials under way, unless it says how many."""
+    search, cluster = search_plan.config.search, search_plan.config.cluster
+    if not search.packed or cluster.runs_per_worker is not None or search.trials_at_once is None:
+        return cluster
+    places = -(-search.trials_at_once * search_plan.runs_per_trial // cluster.workers)
+    return cluster.model_copy(update={"runs_per_worker": places})
+
+
 def trials_at_once(search_plan: SearchPlan, *, workers: int) -> int:
-    """Return how many trials are under way at once."""
+    """Return how many trials are under way at once: by default as many as there are places for their runs."""
     search, cluster = search_plan.config.search, search_plan.config.cluster
     if search.trials_at_once is not None:
         return search.trials_at_once
     if not search.packed:
         return workers
-    runs = len(search_plan.runs_of(dict(search_plan.corners()[0])))
-    return max(1, workers * cluster.runs_at_once // runs)
+    return -(-workers * cluster.runs_at_once // search_plan.runs_per_trial)
 
 
 def shown_point(point: Mapping[str, Any]) -> str:
