@@ -60,6 +60,7 @@ def tune(config: Config, *, placement: Placement = "pool") -> dict[str, Any]:
         _tell_plan(search_plan, search)
         watch = _Watch(search, trials=config.search.trials)
         _try(search_plan, search, watch, placement=placement)
+        searched = time.monotonic() - started
         best = search.standing().best
         watch.sum_up(best)
         if best is None:
@@ -79,6 +80,7 @@ def tune(config: Config, *, placement: Placement = "pool") -> dict[str, Any]:
         "best": {"trial": best.number, "dev": best.values[0], "point": best.user_attrs["point"]},
         "final": final,
         "report": str(summary.directory),
+        "search_seconds": round(searched, 1),
         "seconds": round(time.monotonic() - started, 1),
         "failed": failed,
     }

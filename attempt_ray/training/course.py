@@ -205,7 +205,7 @@ def _finished(run: _Run) -> dict[str, Any] | None:
         )
         run.directory.write_report(report)
         run.event("published", f"published again: {', '.join(report['bank'].values())}", **report["bank"])
-    run.event("finished", f"finished before: {run.directory.place}", means=report["kept"]["means"])
+    run.event("finished", f"finished before: {run.directory.place}", means=report["kept"].get("means", []))
     return report
 
 

@@ -121,4 +121,4 @@ class Selection:
         self.records = dict(facts["records"])
         self.best_mean = facts["best_mean"]
         self.stale = facts["stale"]
-        self.means = [(step, mean) for step, mean in facts["means"]]
+        self.means = [(step, mean) for step, mean in facts.get("means", ())]
