@@ -32,6 +32,8 @@ class Estimate:
     runs: int
     steps: int | None
     """Optimizer steps of all runs; None where a budget in epochs needs rows that are not read here."""
+    tokens: int | None
+    """Input tokens of those steps, prompts counted, at the longest inputs."""
     peak_bytes: int | None
     """Memory of a worker at its peak, at the longest inputs; None where the backbone's shape is not known here."""
     flops: float | None
@@ -52,6 +54,7 @@ class Estimate:
         if not self.runs:
             return ["  runs         none: nothing is trained"]
         steps = "steps unknown" if self.steps is None else f"{self.steps:,} steps in all"
+        steps += "" if self.tokens is None else f", {self.tokens / 1e6:,.3g} M tokens at the longest inputs"
         peak = (
             "unknown: the backbone's shape is not known here"
             if self.peak_bytes is None
@@ -73,6 +76,8 @@ class _Cost:
     flops: float
     """Of a step."""
     steps: int | None
+    tokens: int
+    """Of a step."""
     peak: int
     """Bytes."""
 
@@ -96,6 +101,7 @@ def estimate(jobs: Sequence[Job], config: Config, *, workers: int, flops: float 
         return Estimate(
             runs=len(jobs),
             steps=_sum(run.training.steps for run in configs.values()),
+            tokens=None,
             peak_bytes=None,
             flops=None,
             seconds=None,
@@ -120,6 +126,7 @@ def estimate(jobs: Sequence[Job], config: Config, *, workers: int, flops: float 
     return Estimate(
         runs=len(jobs),
         steps=steps,
+        tokens=None if steps is None else sum(cost.tokens * (cost.steps or 0) for cost in costs.values()),
         peak_bytes=max((cost.peak for cost in costs.values()), default=0),
         flops=total,
         seconds=seconds,
@@ -173,7 +180,8 @@ def _cost(config: Config) -> _Cost:
     )
     # The gradient of the weights costs another forward pass.
     work = training_flops(shape, rows) * (1.5 if config.method == "finetune" else 1.0)
-    return _Cost(flops=work, steps=config.training.steps, peak=memory.peak)
+    read = sum(length for length, _ in rows)
+    return _Cost(flops=work, steps=config.training.steps, tokens=read, peak=memory.peak)
 
 
 def _rows_at_once(config: Config, *, rows: int, tokens: int) -> int:

@@ -77,6 +77,7 @@ def tune(config: Config, *, placement: Placement = "pool") -> dict[str, Any]:
         "pruned": standing.pruned,
         "failed_trials": standing.failed,
         "steps": standing.steps,
+        "tokens": standing.tokens,
         "best": {"trial": best.number, "dev": best.values[0], "point": best.user_attrs["point"]},
         "final": final,
         "report": str(summary.directory),
@@ -244,7 +245,7 @@ class _Watch:
         standing = self._search.standing()
         tell(
             f"{standing.finished} trials finished, {standing.pruned} given up early, {standing.failed} failed; "
-            f"{standing.steps:,} steps in all, {clock(time.monotonic() - self._began)} this time"
+            f"{standing.steps:,} steps and {standing.tokens:,} tokens in all, {clock(time.monotonic() - self._began)} this time"
         )
         if self._search.over is not None:
             tell(f"the search ended early: {self._search.over}")

@@ -101,6 +101,8 @@ class Standing:
     under_way: int
     steps: int
     """Optimizer steps of all trials that ended."""
+    tokens: int
+    """Tokens of those steps."""
     best: FrozenTrial | None
     """The finished trial with the highest dev score; the first of equal ones."""
 
@@ -294,7 +296,8 @@ class Search:
             pruned=counts[TrialState.PRUNED],
             failed=counts[TrialState.FAIL],
             under_way=counts[TrialState.RUNNING],
-            steps=_steps(trials),
+            steps=_sum(trials, "steps"),
+            tokens=_sum(trials, "tokens"),
             best=max(finished, key=lambda trial: trial.values[0], default=None),
         )
 
@@ -333,7 +336,7 @@ class Search:
     def _spent(self, trials: Sequence[FrozenTrial]) -> bool:
         asked = sum(not _is_retry(trial) for trial in trials)
         most = self._settings.max_steps
-        return asked >= self._settings.trials or (most is not None and _steps(trials) >= most)
+        return asked >= self._settings.trials or (most is not None and _sum(trials, "steps") >= most)
 
     def _sampler(self, index: int) -> BaseSampler:
         """Return the sampler of the trial that `index` others came before."""
@@ -419,5 +422,5 @@ def _is_retry(trial: FrozenTrial) -> bool:
     return "retry_of" in trial.user_attrs
 
 
-def _steps(trials: Sequence[FrozenTrial]) -> int:
-    return sum(trial.user_attrs.get("steps", 0) for trial in trials)
+def _sum(trials: Sequence[FrozenTrial], attribute: str) -> int:
+    return sum(trial.user_attrs.get(attribute, 0) for trial in trials)

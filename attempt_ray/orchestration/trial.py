@@ -39,6 +39,7 @@ class Scores:
         self._means: dict[str, dict[int, float]] = {key: {} for key in keys}
         self._reports: dict[str, Mapping[str, Any]] = {}
         self._steps: dict[str, int] = dict.fromkeys(keys, 0)
+        self._tokens: dict[str, list[int]] = {key: [] for key in keys}
         self._planned: dict[str, int] = {}
         self._told = 0
 
@@ -52,11 +53,21 @@ class Scores:
         """Optimizer steps of all runs, as far as they have said."""
         return sum(self._steps.values())
 
+    @property
+    def tokens(self) -> int:
+        """Tokens of all runs; of those that have not ended, as many as the steps that were heard of had in the mean."""
+        known = sum(report["tokens"] for report in self._reports.values())
+        running = [
+            (steps, self._tokens[key]) for key, steps in self._steps.items() if key not in self._reports
+        ]
+        return known + round(sum(steps * fmean(tokens) for steps, tokens in running if tokens))
+
     def heard(self, key: str, facts: Mapping[str, Any]) -> list[Reached]:
         """Take what a run said of itself; return the evaluations that by it all runs have had."""
         kind, said = facts.get("kind"), facts.get("facts", {})
         if kind == "step":
             self._steps[key] = max(self._steps[key], facts["step"])
+            self._tokens[key].append(facts.get("tokens", 0))
         elif kind == "plan":
             self._planned[key] = said["steps"]
         elif kind == "evaluated":
@@ -93,7 +104,7 @@ class Scores:
             scores=scores,
             spread=stdev(means) if len(means) > 1 else None,
             steps=self.steps,
-            tokens=sum(report["tokens"] for report in self._reports.values()),
+            tokens=self.tokens,
             seconds=sum(report["seconds"] for report in self._reports.values()),
         )
 

@@ -166,9 +166,8 @@ class _Driver:
             elif "reason" in result:
                 self._search.fail(number, result["reason"], again=result["again"], steps=steps)
             elif number in self._pruned:
-                self._search.prune(
-                    number, Outcome(scores={}, spread=None, steps=steps, tokens=0, seconds=result["seconds"])
-                )
+                spent = {key: result[key] for key in ("steps", "tokens", "seconds")}
+                self._search.prune(number, Outcome(scores={}, spread=None, **spent))
             elif died:
                 self._search.fail(number, "its process died", again=True, steps=steps)
             else:
@@ -289,7 +288,8 @@ class _Told:
 
     def _facts(self) -> dict[str, Any]:
         seconds = round(time.monotonic() - self._began, 3)
-        return {"keys": self._keys, "steps": self._scores.steps, "seconds": seconds}
+        spent = {"steps": self._scores.steps, "tokens": self._scores.tokens, "seconds": seconds}
+        return {"keys": self._keys, **spent}
 
 
 def _try_in_pool(config: dict[str, Any], *, runs_of: RunsOf, pool: str) -> None:
