@@ -56,7 +56,7 @@ class Scores:
     @property
     def tokens(self) -> int:
         """Tokens of all runs; of those that have not ended, as many as the steps that were heard of had in the mean."""
-        known = sum(report["tokens"] for report in self._reports.values())
+        known: int = sum(report["tokens"] for report in self._reports.values())
         running = [
             (steps, self._tokens[key]) for key, steps in self._steps.items() if key not in self._reports
         ]
