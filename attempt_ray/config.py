@@ -289,11 +289,6 @@ class SearchConfig(Section):
             raise ValueError(
                 f"final_seeds shares {sorted(again)} with seeds; the best trial is to be tested with fresh ones"
             )
-        if self.storage is not None and carries_secret(self.storage):
-            raise ValueError(
-                "storage got a URL that carries a password, which every log would show; take it out, and give it in "
-                "PGPASSWORD or ~/.pgpass"
-            )
         return self
 
 
@@ -390,6 +385,11 @@ class Config(Section):
                     f"{key} got a URI that carries a password or key, which every run would store; take it out, and give "
                     "it in the environment (S3: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY)"
                 )
+        if self.search.storage is not None and carries_secret(self.search.storage):
+            raise ValueError(
+                "search.storage got a URL that carries a password, which every run would store; take it out, and give it "
+                "in PGPASSWORD or ~/.pgpass"
+            )
         return self
 
     @model_validator(mode="after")

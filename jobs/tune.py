@@ -45,9 +45,9 @@ def tune(config: Config, *, placement: Placement = "pool") -> dict[str, Any]:
     search_plan = plan_search(config)
     config = search_plan.config
     _check_bank(search_plan)
-    preflight(config, search_plan.tasks.values())
     place = storage_place(config)
     storage = open_study_storage(place)
+    preflight(config, search_plan.tasks.values())
     with held(place, search_plan.name):
         search = Search.open(
             storage,
@@ -131,7 +131,8 @@ def _check_bank(search_plan: SearchPlan) -> None:
             bank.resolve(reference)
         except BankError as error:
             raise BankError(
-                f"{one_line(error)}; a search starts from it: make it with attempt {job} and the same configs"
+                f"a search starts from what is in the bank: {one_line(error)}; make it first: attempt {job}, with the same "
+                "configs"
             ) from None
 
 

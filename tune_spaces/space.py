@@ -139,7 +139,7 @@ class Space(Section):
     """Name of the space."""
     groups: tuple[TaskGroup, ...] = ()
     """Task groups that it is made for; empty for all."""
-    knobs: tuple[Knob, ...] = Field(min_length=1)
+    knobs: tuple[Knob, ...]
     """What is searched, in the order in which it is asked."""
     fixed: dict[str, Any] = Field(default_factory=dict)
     """Config keys that every trial sets."""
@@ -148,6 +148,8 @@ class Space(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Space:
+        if not self.knobs:
+            raise ValueError(f"space '{self.name}' has no knobs; give it at least one")
         seen: set[str] = set()
         for knob in self.knobs:
             if knob.key in seen:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from attempt_ray.config import carries_secret, parse
@@ -40,3 +42,22 @@ def test_a_uri_with_a_password_is_refused_without_repeating_it(key, uri):
 def test_a_uri_without_one_is_taken(uri):
     config = parse([{"runs": uri, "bank": uri}])
     assert (config.runs, config.bank) == (uri, uri)
+
+
+def test_a_study_storage_with_a_password_is_refused_without_repeating_it() -> None:
+    with pytest.raises(ConfigError, match=r"search\.storage got a URL that carries a password") as refused:
+        parse([{"search": {"storage": "postgresql://me:hidden@host/db", "trials": 3}}])
+    assert "hidden" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("search", "message"),
+    [
+        ({"objectives": ["parameters"]}, "name dev first"),
+        ({"objectives": ["dev", "dev"]}, "each one once"),
+        ({"seeds": [1, 2], "final_seeds": [2, 3]}, "to be tested with fresh ones"),
+    ],
+)
+def test_a_search_that_would_mislead_is_refused(search: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse([{"search": search}])
