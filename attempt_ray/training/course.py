@@ -375,7 +375,8 @@ def _resume(run: _Run, optimizer: AdamW, selection: Selection, totals: _Totals) 
     totals.evaluated = checkpoint.facts.get("evaluated", checkpoint.step)
     totals.tokens = checkpoint.facts["tokens"]
     totals.seconds = checkpoint.facts["seconds"]
-    run.event("resumed", f"resumed after step {checkpoint.step}", step=checkpoint.step, means=selection.means)
+    facts = {"step": checkpoint.step, "means": selection.facts()["means"]}
+    run.event("resumed", f"resumed after step {checkpoint.step}", **facts)
 
 
 def _select(run: _Run, selection: Selection, history: History, *, step: int) -> None:

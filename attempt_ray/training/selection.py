@@ -102,7 +102,7 @@ class Selection:
             "records": self.records,
             "best_mean": self.best_mean,
             "stale": self.stale,
-            "means": self.means,
+            "means": [list(scored) for scored in self.means],
         }
 
     def tensors(self) -> dict[str, Tensor]:

@@ -3,14 +3,26 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from jobs.cli import main
+
 ROOT = Path(__file__).parents[2]
-JOBS = ("train_sources", "train_prior", "train_target", "evaluate", "predict", "report", "run_pipeline")
+JOBS = (
+    "train_sources",
+    "train_prior",
+    "train_target",
+    "evaluate",
+    "predict",
+    "report",
+    "run_pipeline",
+    "tune",
+)
 HEAVY = {
     "torch",
     "ray",
@@ -119,10 +131,29 @@ def test_every_job_has_the_same_two_flags(job: str) -> None:
     ],
 )
 def test_a_mistake_is_one_line_with_the_fix_and_exit_2(
-    arguments: list[str], message: str, tmp_path: Path
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    done = attempt(*arguments, cwd=tmp_path)
-    assert (done.returncode, done.stdout) == (2, "")
-    (line,) = done.stderr.splitlines()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["attempt", *arguments])
+    monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit) as ended:
+            main()
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    told = capsys.readouterr()
+    assert (ended.value.code, told.out) == (2, "")
+    (line,) = told.err.splitlines()
     assert line.startswith(f"error: {message}")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_process_that_meets_a_mistake_says_one_line_and_exits_with_2(tmp_path: Path) -> None:
+    done = attempt("pipeline", "--set", "study.targets=[rtee]", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: no task 'rtee'; did you mean 'rte'?\n"

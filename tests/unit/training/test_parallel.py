@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import multiprocessing
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,13 @@ from attempt_ray.training.optimizer import LinearSchedule, build_optimizer
 from attempt_ray.training.parallel import ALONE, Team
 from attempt_ray.training.run import execute
 from attempt_ray.training.stopping import ask_to_stop
+
+# Processes are forked from one that has imported what they need, which takes seconds.
+multiprocessing.set_forkserver_preload(["attempt_ray.training.run", "attempt_ray.model.backbone", "datasets"])
+
+
+def start(function, args, count):
+    mp.start_processes(function, args=args, nprocs=count, start_method="forkserver")
 
 
 def learn(page, rows, team):
@@ -55,7 +63,7 @@ def test_a_team_learns_what_one_process_learns(make_config, tmp_path: Path, size
     page = make_config(tasks=["rte", "mrpc"], training={"dropout": 0.0}).model_dump(mode="json")
     page["evaluation"]["batch_rows"] = 5
     expected = learn(copy.deepcopy(page), rows, ALONE)
-    mp.spawn(member, args=(size, page, rows, str(tmp_path)), nprocs=size)
+    start(member, (size, page, rows, str(tmp_path)), size)
     found = [torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in range(size)]
     for steps, state, answers in found:
         assert steps == found[0][0]
@@ -102,7 +110,7 @@ def test_a_run_moves_from_two_processes_to_one_and_back(make_config, tmp_path: P
     config = make_config(tasks=["rte", "mrpc"], training=training)
     page = config.model_dump(mode="json")
     for size, stop_after in ((2, 2), (1, 5), (2, 99)):
-        mp.spawn(go_on, args=(size, page, stop_after, str(tmp_path)), nprocs=size)
+        start(go_on, (size, page, stop_after, str(tmp_path)), size)
     assert {path.name for path in tmp_path.glob("stopped-*")} == {"stopped-2-0", "stopped-2-1", "stopped-5-0"}
     alone = make_config(tasks=["rte", "mrpc"], training=training, runs=str(tmp_path / "alone"))
     execute(alone)
