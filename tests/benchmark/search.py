@@ -1,7 +1,7 @@
 """What a search finds on embedded tasks, and what it takes, in commands that a user types.
 
-- `found`: for each search seed, 30 trials with ASHA; a random search without pruning that may take as many optimizer
-  steps; and the paper's point alone. Dev scores choose, and three fresh seeds are tested.
+- `found`: for each search seed, 30 trials with ASHA, the paper's point first; a random search without pruning that may take
+  as many optimizer steps; and the paper's point alone. Dev scores choose, and three fresh seeds are tested.
 - `time`: the same trials, none pruned: packed on two workers of a pool, one after the other in one process with two
   threads, and each in a process of its own with two threads; and pruned on the pool.
 
@@ -35,6 +35,7 @@ def main() -> None:
     )
     parser.add_argument("--directory", type=Path, required=True, help="where bank, runs and searches go")
     parser.add_argument("--seeds", type=int, default=3, help="search seeds")
+    parser.add_argument("--steps", type=int, help="steps of every run; else the search chooses them, too")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--parts", nargs="+", default=["found", "time"], choices=["found", "time"])
     options = parser.parse_args()
@@ -50,18 +51,27 @@ def main() -> None:
 
 def found(options: argparse.Namespace) -> dict[str, Any]:
     """Return what each way finds, by search seed."""
-    unknowing = options.directory / "random.yaml"
-    unknowing.write_text(yaml.safe_dump(SPACE.model_dump(mode="json") | {"known": [], "name": "random"}))
+    page = SPACE.model_dump(mode="json")
+    if options.steps is not None:
+        page["knobs"] = [knob for knob in page["knobs"] if knob["key"] != "training.steps"]
+        page["fixed"] = {"training.steps": options.steps, "training.eval_steps": max(1, options.steps // 5)}
+        page["known"] = [{key: page["known"][0][key] for key in page["known"][0] if key != "training.steps"}]
+    spaces = {}
+    for name, known in (("searched", page["known"]), ("random", [])):
+        spaces[name] = options.directory / f"{name}-{options.steps}.yaml"
+        spaces[name].write_text(yaml.safe_dump(page | {"known": known, "name": name}))
     ways: dict[str, list[dict[str, Any]]] = {"tpe_asha": [], "random": [], "paper": []}
     for seed in range(options.seeds):
         fresh = [100 * (seed + 1) + number for number in range(3)]
         common = [f"search.seed={seed}", f"search.seeds=[{seed + 1}]", f"search.final_seeds={fresh}"]
-        searched = tune(options.directory, f"tpe-{seed}", *common, f"search.trials={TRIALS}")
+        common.append(f"search.space={spaces['searched']}")
+        ended = f"{options.steps}-{seed}"
+        searched = tune(options.directory, f"tpe-{ended}", *common, f"search.trials={TRIALS}")
         ways["tpe_asha"].append(searched)
-        limit = [f"search.space={unknowing}", "search.sampler=random", "search.pruner=none"]
+        limit = [f"search.space={spaces['random']}", "search.sampler=random", "search.pruner=none"]
         budget = ["search.trials=1000", f"search.max_steps={searched['steps']}"]
-        ways["random"].append(tune(options.directory, f"random-{seed}", *common, *limit, *budget))
-        ways["paper"].append(tune(options.directory, f"paper-{seed}", *common, "search.trials=1"))
+        ways["random"].append(tune(options.directory, f"random-{ended}", *common, *limit, *budget))
+        ways["paper"].append(tune(options.directory, f"paper-{ended}", *common, "search.trials=1"))
     return {name: summary(results) for name, results in ways.items()}
 
 
