@@ -2,13 +2,42 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
+from optuna.distributions import CategoricalDistribution, FloatDistribution
+from optuna.trial import TrialState, create_trial
 
 WriteRun = Callable[..., Path]
+MakeSearch = Callable[..., optuna.Study]
+
+_LOG = FloatDistribution(0.001, 1.0, log=True)
+_DOMAINS = {
+    "training.rate": _LOG,
+    "prompt.rate": _LOG,
+    "training.steps": CategoricalDistribution((100, 200, 400)),
+    "temperature": CategoricalDistribution(("auto", "absolute")),
+    "attention.temperature": FloatDistribution(-4.0, 2.0),
+}
+_PAPER = {"training.rate": 0.1, "prompt.rate": 0.1, "training.steps": 200, "temperature": "auto"}
+_SPACE = {
+    "name": "tiny",
+    "knobs": [
+        {
+            "key": key,
+            "sets": {"auto": {"attention.temperature": "auto"}, "absolute": {}}
+            if key == "temperature"
+            else {},
+        }
+        for key in _DOMAINS
+    ],
+    "fixed": {"training.warmup_steps": 3},
+    "known": [_PAPER],
+}
 
 
 @pytest.fixture
@@ -79,3 +108,64 @@ def write_run(tmp_path: Path) -> WriteRun:
         return directory
 
     return write
+
+
+@pytest.fixture(scope="session")
+def make_search() -> MakeSearch:
+    """Return a function from trials to a study as a search leaves it.
+
+    A trial is its dev score, or a mapping of what differs from a finished trial inside of every domain: `value`,
+    `values`, `state`, `point`, `reports`, and user attributes. The first trial is the paper's point. `attrs` replaces
+    attributes of the study.
+    """
+
+    def make(
+        trials: Sequence[Any], *, objectives: Sequence[str] = ("dev",), attrs: dict[str, Any] | None = None
+    ) -> optuna.Study:
+        ways = ["maximize", *["minimize"] * (len(objectives) - 1)]
+        study = optuna.create_study(study_name="glue-1", directions=ways)
+        known = {
+            "space": _SPACE,
+            "space_digest": "0123456789ab",
+            "objectives": list(objectives),
+            "seeds": [1, 2],
+            "tasks": ["rte", "cb"],
+            "method": "attempt",
+            "sampler": "random",
+            "pruner": "asha",
+            "config_digest": "ba9876543210",
+        }
+        for key, value in (known | (attrs or {})).items():
+            study.set_user_attr(key, value)
+        rng = random.Random(1)
+        for number, given in enumerate(trials):
+            trial = dict(given) if isinstance(given, dict) else {"value": given}
+            point = {**_PAPER, **({} if number == 0 else _drawn(rng))} | trial.pop("point", {})
+            state = trial.pop("state", TrialState.COMPLETE)
+            value, values, reports = (
+                trial.pop("value", None),
+                trial.pop("values", None),
+                trial.pop("reports", {}),
+            )
+            told = {"point": point, "steps": 200, "tokens": 5000, "seconds": 360.0, "known": number == 0}
+            study.add_trial(
+                create_trial(
+                    state=state,
+                    value=value,
+                    values=values,
+                    params=point,
+                    distributions={key: _DOMAINS[key] for key in point},
+                    intermediate_values=reports,
+                    user_attrs=told | trial,
+                )
+            )
+        return study
+
+    return make
+
+
+def _drawn(rng: random.Random) -> dict[str, Any]:
+    point: dict[str, Any] = {key: 10 ** rng.uniform(-2.5, -0.5) for key in ("training.rate", "prompt.rate")}
+    if rng.random() < 0.5:
+        point |= {"temperature": "absolute", "attention.temperature": rng.uniform(-3, 1)}
+    return point
