@@ -12,7 +12,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, cast
 
 import optuna
 from optuna.exceptions import ExperimentalWarning
@@ -354,7 +354,7 @@ class Search:
 
     def _pruner(self) -> BasePruner:
         if self._settings.pruner == "asha":
-            return SuccessiveHalvingPruner(
+            return _Asha(
                 min_resource=self.study.user_attrs.get("first_rung", 1),
                 reduction_factor=self._settings.reduction_factor,
             )
@@ -369,6 +369,30 @@ class Search:
         self.study.tell(trial, values, state=state)
         del self._live[number], self._reported[number]
         self._nothing_to_ask = False
+
+
+class _Asha(SuccessiveHalvingPruner):
+    """Optuna's ASHA, which would count what another attempt repeats twice."""
+
+    def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
+        """Return whether to give a trial up."""
+        return super().prune(cast("optuna.Study", _WithoutFailed(study)), trial)
+
+
+class _WithoutFailed:
+    """A study as if no trial had failed."""
+
+    def __init__(self, study: optuna.Study) -> None:
+        self._study = study
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._study, name)
+
+    def get_trials(self, *, deepcopy: bool) -> list[FrozenTrial]:
+        """Return the trials that have not failed."""
+        return [
+            trial for trial in self._study.get_trials(deepcopy=deepcopy) if trial.state is not TrialState.FAIL
+        ]
 
 
 def _suggest(trial: optuna.Trial, knob: Knob) -> Any:
