@@ -251,3 +251,26 @@ def test_trials_at_once_have_different_points(storage):
     assert len({str(point) for point in points}) == 6
     assert search.next() is None
     assert len(search.under_way) == 7
+
+
+FEW = Space(name="few", knobs=(Knob(key="prior", domain=Choice(values=(True,))),))
+
+
+def test_a_point_that_is_being_tried_waits_for_its_end(storage):
+    search = opened(storage, space=FEW, trials=2)
+    first = search.next()
+    assert search.next() is None
+    assert search.under_way == (0, 1)
+    search.finish(first.number, outcome(50.0))
+    assert search.next().number == 1
+    assert search.next() is None
+
+
+def test_a_point_that_waits_is_left_when_the_search_is_over(storage):
+    search = opened(storage, space=FEW, trials=2)
+    first = search.next()
+    assert search.next() is None
+    search.stop("enough")
+    assert search.next() is None
+    assert search.under_way == (first.number,)
+    assert search.study.trials[1].user_attrs["charged"] is False
