@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from optuna.trial import FrozenTrial
+
 from attempt_ray.config import Config, parse
 from attempt_ray.errors import NonFiniteError
 from attempt_ray.orchestration.search import Search
@@ -125,6 +127,11 @@ def toy(
     return work
 
 
+def came_to(trial: FrozenTrial) -> str:
+    """Return how a trial ended, every bit of its value included."""
+    return f"{trial.state.name} {trial.values} {trial.user_attrs.get('scores')}"
+
+
 def main() -> None:
     """Try what the search asks for, and say of every trial that it has ended."""
     from attempt_ray.orchestration.tuner import search_on_ray
@@ -140,8 +147,8 @@ def main() -> None:
         def on_end(number: int) -> None:
             standing = search.standing()
             done = standing.finished + standing.pruned
-            state = search.study.trials[number].state.name
-            sys.stderr.write(f"[{done}/{config.search.trials}] trial {number}: {state}\n")
+            trial = search.study.trials[number]
+            sys.stderr.write(f"[{done}/{config.search.trials}] trial {number}: {came_to(trial)}\n")
             sys.stderr.flush()
 
         at_once = given["at_once"]
