@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,8 +29,19 @@ _OF_GROUP = {
     "MRQA": "mrqa",
     "Others": "others",
 }
-_SEARCHED = ("data", "prompt", "attention", "training", "evaluation", "study.prior")
-"""What a trial may set."""
+_SEARCHED = (
+    "data.batch_rows",
+    "data.batch_tokens",
+    "data.max_source_tokens",
+    "data.max_train_rows",
+    "data.mixing",
+    "data.mixing_temperature",
+    "prompt",
+    "attention",
+    "training",
+    "study.prior",
+)
+"""What a trial may set: neither which dev rows it is scored on nor how."""
 _SHARED = ("training.dropout", "training.threads")
 """Of these, what runs must agree on to share a forward pass."""
 
@@ -100,7 +110,7 @@ class SearchPlan:
         shape = backbone_shape(self.config.backbone.name)
         runs = self._runs(point, seeds=self.config.search.seeds[:1]).values()
         found = {
-            "parameters": fmean(2 * shape.width * run.attention.bottleneck + 2 * shape.width for run in runs),
+            "parameters": fmean(_trained(run, width=shape.width) for run in runs),
             "flops": fmean(
                 forward_flops(
                     shape,
@@ -197,6 +207,12 @@ def _check_keys(space: Space, *, packed: bool) -> None:
             )
 
 
+def _trained(run: Config, *, width: int) -> int:
+    """Return how many numbers a run trains: its prompts and G with its LayerNorm."""
+    norm = 2 * width if run.attention.train_norm else 0
+    return len(run.tasks) * run.prompt.length * width + 2 * width * run.attention.bottleneck + norm
+
+
 def _set_by(knob: Knob) -> list[str]:
     return [key for value in knob.domain.ends() for key in knob.settings(value)]
 
@@ -231,6 +247,5 @@ def _digest(config: Config, **facts: str) -> str:
             "seed",
         },
     )
-    page = config.model_dump(mode="json", exclude={"bank", "runs", "cluster", "search"})
-    text = json.dumps({"config": page, "search": search, **facts}, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    study = config.study.model_dump(mode="json")
+    return config.digest(search=json.dumps(search, sort_keys=True), study=json.dumps(study), **facts)

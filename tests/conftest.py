@@ -323,15 +323,19 @@ def make_study(study_files: Path, tmp_path: Path) -> Callable[..., Any]:
     """Return a function from what differs to the config of a study whose bank and runs are in `tmp_path`."""
     from attempt_ray.config import parse
 
-    base: dict[str, Any] = {
-        "bank": str(tmp_path / "bank"),
-        "runs": str(tmp_path / "runs"),
-        "backbone": {"name": str(study_files / "backbone")},
+    return lambda **changes: parse([_study_page(study_files, tmp_path), changes])
+
+
+def _study_page(files: Path, root: Path) -> dict[str, Any]:
+    return {
+        "bank": str(root / "bank"),
+        "runs": str(root / "runs"),
+        "backbone": {"name": str(files / "backbone")},
         "data": {
             "origin": "files",
-            "root": str(study_files / "rows"),
+            "root": str(files / "rows"),
             "batch_rows": 4,
-            "cache_dir": str(study_files / "cache"),
+            "cache_dir": str(files / "cache"),
         },
         "prompt": {"length": 3},
         "attention": {"sources": ["mnli", "sst2"], "bottleneck": 4},
@@ -345,4 +349,45 @@ def make_study(study_files: Path, tmp_path: Path) -> Callable[..., Any]:
             "prior_groups": {"text": ["mnli", "sst2"], "qa": ["squad"]},
         },
     }
-    return lambda **changes: parse([base, changes])
+
+
+@pytest.fixture(scope="session")
+def source_bank(study_files: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bank that holds the source prompts of `make_study`, and nothing else; to be copied."""
+    from attempt_ray.config import parse
+    from jobs.train_sources import train_sources
+
+    root = tmp_path_factory.mktemp("sources")
+    assert not train_sources(parse([_study_page(study_files, root)]), placement="here")["failed"]
+    return root / "bank"
+
+
+@pytest.fixture
+def make_search(make_study: Callable[..., Any], source_bank: Path, tmp_path: Path) -> Callable[..., Any]:
+    """Return a function from what differs to the config of a short search, whose bank holds the source prompts."""
+    shutil.copytree(source_bank, tmp_path / "bank")
+    space = tmp_path / "space.yaml"
+    space.write_text(json.dumps(_SPACE))
+    search = {"space": str(space), "directory": str(tmp_path / "searches"), "trials": 3, "startup_trials": 2}
+
+    def make(**changes: Any) -> Any:
+        given = {"study": {"targets": ["rte"], "prior": False}, **changes}
+        return make_study(**{**given, "search": {**search, **changes.get("search", {})}})
+
+    return make
+
+
+_SPACE = {
+    "name": "short",
+    "knobs": [
+        {
+            "key": "training.prompt_learning_rate",
+            "domain": {"kind": "floats", "low": 0.03, "high": 1.0, "log": True},
+        },
+        {"key": "attention.start", "domain": {"kind": "choice", "values": ["source", "normal"]}},
+        {"key": "training.steps", "domain": {"kind": "choice", "values": [3, 4]}},
+    ],
+    "known": [
+        {"training.prompt_learning_rate": 0.3, "attention.start": "source", "training.steps": 4},
+    ],
+}

@@ -60,6 +60,7 @@ class LeaseQueue:
         self._held_before: dict[str, tuple[int, str]] = {}
         self._vacated: frozenset[str] = frozenset()
         self._dropped: set[str] = set()
+        self._leaving: dict[str, tuple[int, Facts]] = {}
         self._closed = False
         self._stopped = False
 
@@ -109,6 +110,8 @@ class LeaseQueue:
                     self._held_before[key] = (rank, lease)
         elif node and rank in self._present:
             self._present[rank] = node
+        for key in [key for key, (holder, _) in self._leaving.items() if holder == rank and key not in held]:
+            del self._leaving[key]
         unwanted = [
             key for key, lease in held.items() if key in self._dropped and not self._current(key, lease)
         ]
@@ -137,6 +140,8 @@ class LeaseQueue:
         runs: list[dict[str, Any]] = []
         while self._waiting and len(runs) < min(places, max(share, 0 if held else 1)):
             entry = self._entries[self._waiting[0][1]]
+            if any(config == entry.config for _, config in self._leaving.values()):
+                break
             if held + len(runs) and (entry.company is None or entry.company != company):
                 break
             runs.append(self._leased(rank))
@@ -183,10 +188,15 @@ class LeaseQueue:
             self._wait(key)
 
     def drop(self, keys: Iterable[str]) -> None:
-        """Forget runs whose results nobody wants any longer; who holds one is told with its next beat."""
+        """Forget runs whose results nobody wants any longer; who holds one is told with its next beat.
+
+        Until a worker has let go of it, the same run is leased to nobody: it could not write its directory.
+        """
         for key in keys:
-            if self._entries.pop(key, None) is not None:
+            if (entry := self._entries.pop(key, None)) is not None:
                 self._dropped.add(key)
+                if entry.state == "leased" and entry.rank is not None:
+                    self._leaving[key] = (entry.rank, entry.config)
         self._waiting = [(order, key) for order, key in self._waiting if key in self._entries]
         heapq.heapify(self._waiting)
         self._events = [event for event in self._events if event["key"] in self._entries]
@@ -256,6 +266,7 @@ class LeaseQueue:
     def _ended(self, key: str, lease: str) -> _Entry | None:
         """Return the entry of a run that its worker ended; None where the lease is not the current one."""
         self._held_before.pop(key, None)
+        self._leaving.pop(key, None)
         return self._current(key, lease)
 
     def _current(self, key: str, lease: str) -> _Entry | None:
@@ -277,6 +288,7 @@ class LeaseQueue:
             self._event("failed", key, error=dict(error), attempts=entry.attempts)
 
     def _release(self, rank: int) -> None:
+        self._leaving = {key: left for key, left in self._leaving.items() if left[0] != rank}
         for key, entry in self._entries.items():
             if entry.state == "leased" and entry.rank == rank:
                 entry.rank = None

@@ -12,7 +12,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, cast
 
 import optuna
 from optuna.exceptions import ExperimentalWarning
@@ -135,6 +135,8 @@ class Search:
         self._space = space
         self._costs = costs
         self._live: dict[int, optuna.Trial] = {}
+        self._points: dict[int, Point] = {}
+        self._set_aside: Trial | None = None
         self._reported: dict[int, set[int]] = {}
         self._over: str | None = None
         self._nothing_to_ask = False
@@ -182,10 +184,10 @@ class Search:
         return cls(study, settings, space, costs=costs)
 
     def next(self) -> Trial | None:
-        """Return what to try now, None where there is nothing: the budget is spent, or all that is left is under way.
+        """Return what to try now, None where there is nothing: the budget is spent, or what is left is under way.
 
         Trials that are to be tried again come first, then the known points of the space, then what the sampler
-        suggests.
+        suggests. A point that another trial is trying waits for its end.
 
         Raises:
             StorageError: The storage refused.
@@ -193,20 +195,20 @@ class Search:
         hours = self._settings.hours
         if hours is not None and time.monotonic() - self._began > hours * 3600:
             self.stop(f"{hours:g} h are over")
-        if self._nothing_to_ask or self._over is not None:
+        if self._over is not None:
+            if self._set_aside is not None:
+                self._leave(self._set_aside.number)
+                self._set_aside = None
             return None
-        self._enqueue(self._all())
-        trials = self._all()
-        waiting = next((trial for trial in trials if trial.state is TrialState.WAITING), None)
-        if waiting is None and self._spent(trials):
-            self._nothing_to_ask = True
+        trial, self._set_aside = self._set_aside or self._ask(), None
+        if trial is not None and any(
+            point == trial.point for number, point in self._points.items() if number != trial.number
+        ):
+            self._set_aside = (
+                trial  # its runs would be those of the other, which one process writes at a time
+            )
             return None
-        self.study.sampler = self._sampler(_index(waiting, trials))
-        asked = self.study.ask()
-        point = self._space.draw(lambda knob: _suggest(asked, knob))
-        asked.set_user_attr("point", point)
-        self._live[asked.number], self._reported[asked.number] = asked, set()
-        return Trial(number=asked.number, point=point, retry_of=asked.user_attrs.get("retry_of"))
+        return trial
 
     def report(self, number: int, step: int, value: float) -> bool:
         """Note the best dev score of a trial after `step` optimizer steps; return whether to give the trial up.
@@ -266,7 +268,7 @@ class Search:
             StorageError: The storage refused.
         """
         for number in self.under_way:
-            self.fail(number, "the search was stopped", again=True, charged=False)
+            self._leave(number)
 
     def stop(self, reason: str) -> None:
         """Ask for no more trials."""
@@ -300,6 +302,26 @@ class Search:
             tokens=_sum(trials, "tokens"),
             best=max(finished, key=lambda trial: trial.values[0], default=None),
         )
+
+    def _ask(self) -> Trial | None:
+        if self._nothing_to_ask:
+            return None
+        self._enqueue(self._all())
+        trials = self._all()
+        waiting = next((trial for trial in trials if trial.state is TrialState.WAITING), None)
+        if waiting is None and self._spent(trials):
+            self._nothing_to_ask = True
+            return None
+        self.study.sampler = self._sampler(_index(waiting, trials))
+        asked = self.study.ask()
+        point = self._space.draw(lambda knob: _suggest(asked, knob))
+        asked.set_user_attr("point", point)
+        self._live[asked.number], self._points[asked.number] = asked, point
+        self._reported[asked.number] = set()
+        return Trial(number=asked.number, point=point, retry_of=asked.user_attrs.get("retry_of"))
+
+    def _leave(self, number: int) -> None:
+        self.fail(number, "the search was stopped", again=True, charged=False)
 
     def _all(self) -> list[FrozenTrial]:
         return self.study.get_trials(deepcopy=False)
@@ -357,7 +379,7 @@ class Search:
 
     def _pruner(self) -> BasePruner:
         if self._settings.pruner == "asha":
-            return SuccessiveHalvingPruner(
+            return _Asha(
                 min_resource=self.study.user_attrs.get("first_rung", 1),
                 reduction_factor=self._settings.reduction_factor,
             )
@@ -370,8 +392,32 @@ class Search:
         for key, value in attributes.items():
             trial.set_user_attr(key, value)
         self.study.tell(trial, values, state=state)
-        del self._live[number], self._reported[number]
+        del self._live[number], self._points[number], self._reported[number]
         self._nothing_to_ask = False
+
+
+class _Asha(SuccessiveHalvingPruner):
+    """Optuna's ASHA, which would count what another attempt repeats twice."""
+
+    def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
+        """Return whether to give a trial up."""
+        return super().prune(cast("optuna.Study", _WithoutFailed(study)), trial)
+
+
+class _WithoutFailed:
+    """A study as if no trial had failed."""
+
+    def __init__(self, study: optuna.Study) -> None:
+        self._study = study
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._study, name)
+
+    def get_trials(self, *, deepcopy: bool) -> list[FrozenTrial]:
+        """Return the trials that have not failed."""
+        return [
+            trial for trial in self._study.get_trials(deepcopy=deepcopy) if trial.state is not TrialState.FAIL
+        ]
 
 
 def _suggest(trial: optuna.Trial, knob: Knob) -> Any:

@@ -41,6 +41,7 @@ class Scores:
         self._steps: dict[str, int] = dict.fromkeys(keys, 0)
         self._tokens: dict[str, list[int]] = {key: [] for key in keys}
         self._planned: dict[str, int] = {}
+        self._at_end: set[str] = set()
         self._told = 0
 
     @property
@@ -74,11 +75,14 @@ class Scores:
             self._means[key][said["step"]] = said["mean"]
         else:  # one that goes on or had ended tells again what an earlier process has told
             self._means[key].update(dict(said.get("means", ())))
+            if kind == "finished":
+                self._at_end.add(key)
         return self._new_points()
 
     def ended(self, key: str, report: Mapping[str, Any]) -> list[Reached]:
         """Take the report of a run; return the evaluations that by it all runs have had."""
         self._reports[key] = report
+        self._at_end.add(key)
         self._steps[key] = report["steps"]
         return self._new_points()
 
@@ -121,7 +125,7 @@ class Scores:
                     step=round(fmean(step for step, _ in known.values())),
                     value=fmean(best for _, best in known.values()),
                     last=all(
-                        key in self._reports or step >= self._planned.get(key, math.inf)
+                        key in self._at_end or step >= self._planned.get(key, math.inf)
                         for key, (step, _) in known.items()
                     ),
                 )
@@ -133,6 +137,6 @@ class Scores:
         means = sorted(self._means[key].items())
         if len(means) > place:
             return means[place][0], max(mean for _, mean in means[: place + 1])
-        if key in self._reports and means:
+        if key in self._at_end and means:
             return means[-1][0], max(mean for _, mean in means)
         return None

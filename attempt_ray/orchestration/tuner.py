@@ -28,7 +28,7 @@ from attempt_ray.config import ClusterConfig, Config
 from attempt_ray.errors import AttemptError, ClusterError, DataError, StorageError
 from attempt_ray.orchestration.cluster import connected
 from attempt_ray.orchestration.desk import Desk
-from attempt_ray.orchestration.pool import Pool, standing_pool, worker_settings
+from attempt_ray.orchestration.pool import Pool, leave, standing_pool, worker_settings
 from attempt_ray.orchestration.search import Outcome, Search
 from attempt_ray.orchestration.search_here import OnEnd
 from attempt_ray.orchestration.study import (
@@ -85,7 +85,7 @@ def search_on_ray(
             trainable = tune.with_parameters(_try_here, runs_of=runs_of, work=work, settings=settings)
             labels = {"bundle_label_selector": [dict(cluster.labels)]} if cluster.labels else {}
             asked = PlacementGroupFactory([cluster.bundle()], **labels)
-        driver = _Driver(search, at_once=trials_at_once, pool=pool, on_end=on_end)
+        driver = _Driver(search, runs_of, at_once=trials_at_once, pool=pool, on_end=on_end)
         tuner = tune.Tuner(
             tune.with_resources(trainable, asked),
             tune_config=tune.TuneConfig(
@@ -118,13 +118,18 @@ class _Driver:
     Tune logs what a hook raises, or ends with an error of its own: the first one is kept here.
     """
 
-    def __init__(self, search: Search, *, at_once: int, pool: Pool | None, on_end: OnEnd) -> None:
+    def __init__(
+        self, search: Search, runs_of: RunsOf, *, at_once: int, pool: Pool | None, on_end: OnEnd
+    ) -> None:
         self._search = search
+        self._runs_of = runs_of
         self._at_once = at_once
         self._pool = pool
         self._on_end = on_end
         self._numbers: dict[str, int] = {}
+        self._keys: dict[int, list[str]] = {}
         self._pruned: set[int] = set()
+        self._left = False
         self.error: AttemptError | None = None
 
     @property
@@ -132,6 +137,12 @@ class _Driver:
         """Whether all trials shall end at once."""
         if self.error is None and self._pool is not None and (problem := self._pool.problem()) is not None:
             self.error = ClusterError(f"{problem}; run the same command again")
+        if is_stop_asked() and not self._left:
+            self._left = True
+            with self._first_error_kept():
+                self._search.release()  # at once: this process may have seconds left
+            if self._pool is not None:
+                leave(self._pool.queue)
         return self.error is not None or is_stop_asked()
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
@@ -141,8 +152,15 @@ class _Driver:
         if len(self._search.under_way) >= self._at_once:
             return None
         with self._first_error_kept():
-            if (trial := self._search.next()) is not None:
+            while (trial := self._search.next()) is not None:
+                try:
+                    runs = self._runs_of(trial.point)
+                except AttemptError as error:
+                    self._search.fail(trial.number, str(error), again=False)
+                    self._on_end(trial.number)
+                    continue
                 self._numbers[trial_id] = trial.number
+                self._keys[trial.number] = [_key(trial.number, key) for key in runs]
                 return {"trial": trial.number, "point": json.dumps(trial.point)}
         return None if self._search.under_way else str(Searcher.FINISHED)
 
@@ -158,8 +176,11 @@ class _Driver:
     def ended(self, trial_id: str, result: Mapping[str, Any], *, died: bool) -> None:
         """Note what came of a trial of Tune."""
         number, steps = self._numbers.pop(trial_id), result.get("steps", 0)
+        keys = self._keys.pop(number)
         if self._pool is not None:
-            self._pool.queue.drop.remote([key for key in result.get("keys", "").split("\n") if key])
+            self._pool.queue.drop.remote(keys)
+        if number not in self._search.under_way:
+            return
         with self._first_error_kept():
             if "outcome" in result:
                 self._search.finish(number, Outcome(**json.loads(result["outcome"])))
@@ -252,7 +273,6 @@ class _Told:
 
     def __init__(self, runs: Mapping[str, Config]) -> None:
         self._scores = Scores(list(runs))
-        self._keys = "\n".join(runs)
         self._began = time.monotonic()
         self._end: dict[str, Any] | None = None
 
@@ -288,14 +308,13 @@ class _Told:
 
     def _facts(self) -> dict[str, Any]:
         seconds = round(time.monotonic() - self._began, 3)
-        spent = {"steps": self._scores.steps, "tokens": self._scores.tokens, "seconds": seconds}
-        return {"keys": self._keys, **spent}
+        return {"steps": self._scores.steps, "tokens": self._scores.tokens, "seconds": seconds}
 
 
 def _try_in_pool(config: dict[str, Any], *, runs_of: RunsOf, pool: str) -> None:
     """Hand the runs of a trial to a pool and pass on what they say; executed in a process of Tune."""
     number, queue = config["trial"], ray.get_actor(pool, namespace=pool)
-    runs = {f"{number}/{key}": run for key, run in _runs(config, runs_of).items()}
+    runs = {_key(number, key): run for key, run in _runs(config, runs_of).items()}
     told = _Told(runs)
 
     def on_event(event: PoolEvent) -> None:
@@ -340,13 +359,25 @@ def _try_here(
         if work is None:
             outcomes = execute_together(list(runs.values()), on_progress=tellers)
         else:
-            outcomes = [work(run, on_progress=tell) for run, tell in zip(runs.values(), tellers, strict=True)]
+            outcomes = [_done(work, run, tell) for run, tell in zip(runs.values(), tellers, strict=True)]
         for key, outcome in zip(runs, outcomes, strict=True):
             if isinstance(outcome, Exception):
                 told.failed(" ".join(describe_error(outcome)["message"].split()), again=is_mendable(outcome))
             else:
                 told.finished(key, outcome.report)
     told.report_end()
+
+
+def _done(work: Work, run: Config, tell: Callable[[Any], None]) -> Any:
+    """Return what a work came to, or the error that ended it."""
+    try:
+        return work(run, on_progress=tell)
+    except Exception as error:  # noqa: BLE001 - any failure belongs to the run
+        return error
+
+
+def _key(number: int, key: str) -> str:
+    return f"{number}/{key}"
 
 
 def _runs(config: Mapping[str, Any], runs_of: RunsOf) -> Mapping[str, Config]:

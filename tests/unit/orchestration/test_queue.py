@@ -245,3 +245,23 @@ def test_events_can_be_drained_for_some_runs_alone() -> None:
     queue.progress("1", runs["1"], {"kind": "step", "step": 2})
     assert [event["facts"]["step"] for event in queue.drain(["1"])] == [2]
     assert [event["key"] for event in queue.drain() if event["event"] == "progress"] == ["0"]
+
+
+@pytest.mark.parametrize("how", ["beat", "end", "start"])
+def test_a_dropped_run_is_leased_anew_once_its_holder_let_go_of_it(how: str) -> None:
+    queue = queue_of("a")
+    lease = the_lease(queue, 0)
+    queue.drop(["a"])
+    queue.submit("again", {"seed": 1}, 1)
+    queue.submit("other", {"seed": 2}, 2)
+    assert queue.lease(1) == {"do": "wait"}
+    assert queue.beat(0, {"a": lease})["unwanted"] == ["a"]
+    assert queue.lease(1) == {"do": "wait"}
+    match how:
+        case "beat":
+            queue.beat(0, {})
+        case "end":
+            queue.give_back("a", lease)
+        case "start":
+            queue.register(0)
+    assert leased(queue, 1) == ["again"]

@@ -190,6 +190,19 @@ def test_asha_goes_on_by_what_was_known_before_the_process_died(storage):
     assert again.report(again.next().number, 2, 60.0)
 
 
+def test_another_attempt_is_judged_as_the_first_was(storage):
+    search = opened(storage, trials=30, pruner="asha", reduction_factor=3)
+    for value in (90.0, 80.0, 70.0, 60.0):
+        search.report((trial := search.next()).number, 2, value)
+        search.finish(trial.number, outcome(value))
+    first = search.next()
+    assert search.report(first.number, 2, 85.0)
+    search = opened(storage, trials=30, pruner="asha", reduction_factor=3)
+    again = search.next()
+    assert again.retry_of == first.number
+    assert search.report(again.number, 2, 85.0)
+
+
 def test_the_median_rule_waits_for_five_trials(storage):
     search = opened(storage, pruner="median")
     for value in (90.0, 80.0, 70.0, 60.0, 50.0):
@@ -238,3 +251,26 @@ def test_trials_at_once_have_different_points(storage):
     assert len({str(point) for point in points}) == 6
     assert search.next() is None
     assert len(search.under_way) == 7
+
+
+FEW = Space(name="few", knobs=(Knob(key="prior", domain=Choice(values=(True,))),))
+
+
+def test_a_point_that_is_being_tried_waits_for_its_end(storage):
+    search = opened(storage, space=FEW, trials=2)
+    first = search.next()
+    assert search.next() is None
+    assert search.under_way == (0, 1)
+    search.finish(first.number, outcome(50.0))
+    assert search.next().number == 1
+    assert search.next() is None
+
+
+def test_a_point_that_waits_is_left_when_the_search_is_over(storage):
+    search = opened(storage, space=FEW, trials=2)
+    first = search.next()
+    assert search.next() is None
+    search.stop("enough")
+    assert search.next() is None
+    assert search.under_way == (first.number,)
+    assert search.study.trials[1].user_attrs["charged"] is False
