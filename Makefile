@@ -50,8 +50,14 @@ $(STAMP): requirements/lock.txt pyproject.toml
 demo: $(STAMP)
 	@$(BIN)/python -m jobs.run_pipeline --config $(CONFIG)
 
+# Clusters get both cores to themselves; all other tests share them.
 test: $(STAMP)
+ifdef ARGS
 	@$(BIN)/python -m pytest $(ARGS)
+else
+	@$(BIN)/python -m pytest tests/ray
+	@$(BIN)/python -m pytest --numprocesses 2 tests/contract tests/unit
+endif
 
 bench: $(STAMP)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement requirements/bench.txt

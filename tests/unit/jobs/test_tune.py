@@ -246,7 +246,7 @@ def test_reports_of_what_is_not_there_are_refused(
 @pytest.mark.parametrize(
     ("space", "words"),
     [
-        ({"name": "own", "knobs": []}, ("knobs:", "at least 1 item")),
+        ({"name": "own", "knobs": []}, ("has no knobs", "give it at least one")),
         ({"name": "own"}, ("knobs: Field required",)),
         (
             {"name": "own", "knobs": [{"key": "training.step", "domain": {"kind": "choice", "values": [2]}}]},
@@ -331,7 +331,7 @@ def test_a_missing_source_prompt_is_one_line(
     make_search: MakeSearch, attempt: Attempt, tmp_path: Path
 ) -> None:
     config = make_search(bank=str(tmp_path / "empty"))
-    assert is_one_line_error(attempt(config=config), "source/mnli", "make it with attempt train-sources")
+    assert is_one_line_error(attempt(config=config), "source/mnli", "make it first: attempt train-sources")
     assert not (tmp_path / "searches").exists()
 
 
@@ -341,9 +341,7 @@ def test_a_missing_prior_is_told_before_any_trial(make_search: MakeSearch, tmp_p
         "knobs": [{"key": "study.prior", "domain": {"kind": "choice", "values": [False, True]}}],
     }
     (tmp_path / "own.yaml").write_text(json.dumps(space))
-    with pytest.raises(
-        BankError, match=r"attention/prior-text.*a search starts from it: make it with attempt train-prior"
-    ):
+    with pytest.raises(BankError, match=r"attention/prior-text.*make it first: attempt train-prior"):
         tune(make_search(search={"space": str(tmp_path / "own.yaml")}), placement="here")
     assert not (tmp_path / "searches").exists()
 
@@ -409,7 +407,7 @@ def test_as_many_trials_are_under_way_as_there_are_places(make_search: MakeSearc
 
     eight = {"workers": 2, "runs_per_worker": 8}
     assert at_once(cluster=eight) == 16
-    assert at_once(cluster=eight, search={"seeds": [1, 2, 3]}) == 5
+    assert at_once(cluster=eight, search={"seeds": [1, 2, 3]}) == 6
     assert at_once(cluster={"runs_per_worker": 1}, search={"seeds": [1, 2, 3]}) == 1
     assert at_once(cluster=eight, search={"packed": False}) == 2
     assert at_once(cluster=eight, search={"trials_at_once": 3}) == 3

@@ -141,7 +141,9 @@ def test_a_trial_is_given_up_unless_it_is_at_its_end(
     monkeypatch.setattr(search, "report", lambda *_: True)
     driver = make_driver()
     driver.suggest("a")
-    assert not driver.reported("a", {"step": 4, "value": 50.0, "last": True, "steps": 4, "tokens": 180, "seconds": 1.0})
+    assert not driver.reported(
+        "a", {"step": 4, "value": 50.0, "last": True, "steps": 4, "tokens": 180, "seconds": 1.0}
+    )
     assert not driver.reported("a", FINISHED)
     driver.ended("a", FINISHED, died=False)
     driver.suggest("b")
