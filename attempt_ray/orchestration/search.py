@@ -257,9 +257,14 @@ class Search:
             StorageError: The storage refused.
         """
         self._end(number, TrialState.FAIL, reason=reason, again=again, charged=charged, steps=steps)
-        ended = [trial for trial in self._all() if trial.state.is_finished()]
-        if len(ended) >= _HOPELESS and all(trial.state is TrialState.FAIL for trial in ended) and not again:
-            self._over = f"the first {len(ended)} trials failed, the last with: {reason}"
+        trials = self._all()
+        if any(trial.state in (TrialState.COMPLETE, TrialState.PRUNED) for trial in trials):
+            return
+        retried = {trial.user_attrs.get("retry_of") for trial in trials}
+        failed = [trial for trial in trials if trial.state is TrialState.FAIL and trial.number not in retried]
+        lost = sum(not self._may_mend(trial, trials) for trial in failed)
+        if lost >= _HOPELESS:
+            self._over = f"the first {lost} trials failed, the last with: {reason}"
 
     def release(self) -> None:
         """Fail the trials under way, which are tried again when the search goes on, without being charged for it.
@@ -332,12 +337,8 @@ class Search:
             return
         retried = {trial.user_attrs.get("retry_of") for trial in trials}
         for trial in trials:
-            left = trial.state is TrialState.FAIL and trial.user_attrs.get("again", True)
-            if (
-                left
-                and trial.number not in retried
-                and self._charged(trial, trials) < self._settings.attempts
-            ):
+            failed = trial.state is TrialState.FAIL
+            if failed and trial.number not in retried and self._may_mend(trial, trials):
                 # One that died between two knobs is asked all of them again, from the same seed.
                 point = trial.user_attrs.get("point") or trial.user_attrs.get("wanted", {})
                 known = {"known": True} if "known" in trial.user_attrs else {}
@@ -350,10 +351,10 @@ class Search:
     def _want(self, point: Point, **attributes: Any) -> None:
         self.study.enqueue_trial(dict(point), user_attrs={"wanted": dict(point), **attributes})
 
-    @staticmethod
-    def _charged(trial: FrozenTrial, trials: Sequence[FrozenTrial]) -> int:
-        """Return how many attempts at a trial count, up to this one."""
-        return sum(each.user_attrs.get("charged", True) for each in _attempts_at(trial, trials))
+    def _may_mend(self, trial: FrozenTrial, trials: Sequence[FrozenTrial]) -> bool:
+        """Return whether a failed trial is to be tried again."""
+        charged = sum(each.user_attrs.get("charged", True) for each in _attempts_at(trial, trials))
+        return bool(trial.user_attrs.get("again", True)) and charged < self._settings.attempts
 
     def _spent(self, trials: Sequence[FrozenTrial]) -> bool:
         asked = sum(not _is_retry(trial) for trial in trials)

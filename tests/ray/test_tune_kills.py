@@ -218,17 +218,17 @@ def test_a_search_whose_trials_often_fail_finds_what_it_would_find(
 ) -> None:
     """30 % of the trials crash, hang, die or diverge at their first attempt."""
     faults, took, best = ["raises", "hangs", "dies", "diverges"], {}, {}
-    search = {"sampler": "random", "pruner": "none", "packed": False, "trials": 40, "attempts": 3}
+    search = {"sampler": "random", "pruner": "none", "packed": False, "trials": 24, "attempts": 3}
     for share in (0.0, 0.3):
         place = tmp_path / f"{share}"
         place.mkdir()
         config = make_search(
             search=search | {"directory": str(place)},
-            cluster=TWO | {"stall_seconds": 2.0},
+            cluster=TWO | {"stall_seconds": 5.0},
             runs=str(place / "runs"),
         )
         began = time.monotonic()
-        toy = {"directory": str(place), "share": share, "faults": faults, "seconds": 2.0}
+        toy = {"directory": str(place), "share": share, "faults": faults, "seconds": 10.0}
         driver = drive(config, here=False, at_once=2, toy=toy)
         took[share] = time.monotonic() - began
         assert driver.process.returncode == 0, "".join(driver.other)
@@ -254,7 +254,10 @@ def test_a_search_whose_trials_often_fail_finds_what_it_would_find(
         best[share] = max(trial.values[0] for trial in finished)
         assert best[share] == max(map(quality, whole))
         assert len(finished) == len(whole)
-        tell(f"{befallen} of {len(points)} trials befallen, {len(trials)} attempts, {took[share]:.1f} s")
+        load = os.getloadavg()[0]
+        tell(
+            f"{befallen} of {len(points)} trials befallen, {len(trials)} attempts, {took[share]:.1f} s, load {load:.1f}"
+        )
     tell(f"wall with faults / without: {took[0.3] / took[0.0]:.2f}")
 
 

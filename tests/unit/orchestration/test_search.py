@@ -147,6 +147,22 @@ def test_trials_that_first_all_fail_end_the_search(storage):
     assert search.over == "the first 5 trials failed, the last with: no such prompt"
 
 
+def test_trials_that_first_all_crash_as_often_as_they_may_end_the_search(storage):
+    search = opened(storage, trials=30, attempts=2)
+    for _ in range(10):
+        search.fail(search.next().number, "RuntimeError: boom", again=True)
+    assert search.next() is None
+    assert search.over == "the first 5 trials failed, the last with: RuntimeError: boom"
+
+
+def test_trials_that_are_left_do_not_end_the_search(storage):
+    search = opened(storage, trials=30, attempts=2)
+    for _ in range(12):
+        search.next()
+        search.release()
+    assert search.next() is not None
+
+
 def test_steps_are_a_budget(storage):
     search = opened(storage, trials=30, max_steps=35)
     assert len(run_all(search)) == 4
