@@ -659,8 +659,7 @@ def _first_problem(page: type[Section], error: ValidationError) -> str:
         return unknown_name(where, path[-1], section.model_fields)
     message = problem["msg"].removeprefix("Value error, ")
     place = ".".join(part for part in path if not part.startswith(("literal[", "function-")))
-    if isinstance(
-        problem["input"], Mapping
-    ):  # it may hold a password; the message tells of its own what was got
+    if isinstance(problem["input"], Mapping):
+        # It may hold a password; the message tells of its own what was got.
         return f"{place}: {message}" if place else message
     return f"{place}: got {problem['input']!r}; {message}" if place else message

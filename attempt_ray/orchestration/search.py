@@ -201,12 +201,11 @@ class Search:
                 self._set_aside = None
             return None
         trial, self._set_aside = self._set_aside or self._ask(), None
-        if trial is not None and any(
-            point == trial.point for number, point in self._points.items() if number != trial.number
-        ):
-            self._set_aside = (
-                trial  # its runs would be those of the other, which one process writes at a time
-            )
+        if trial is None:
+            return None
+        if any(point == trial.point for number, point in self._points.items() if number != trial.number):
+            # Its runs would be those of the other, which one process writes at a time.
+            self._set_aside = trial
             return None
         return trial
 

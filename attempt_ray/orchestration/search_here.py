@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import sys
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from attempt_ray.errors import AttemptError, DataError, DroppedError, StoppedError
+from attempt_ray.errors import DataError, DroppedError, StoppedError
 from attempt_ray.orchestration.search import Search, Trial
 from attempt_ray.orchestration.study import describe_error, is_mendable, progress_facts
-from attempt_ray.orchestration.trial import Reached, RunsOf, Scores
+from attempt_ray.orchestration.trial import OnEnd, Reached, RunsOf, Scores, next_trial
 from attempt_ray.training.loop import Progress
 from attempt_ray.training.run import Event, RunResult, Ticket, execute_stream
 from attempt_ray.training.stopping import heed_stop, is_stop_asked
-
-OnEnd = Callable[[int], None]
-"""Called with the number of every trial that ended, when the study holds its end."""
 
 
 def search_here(search: Search, runs_of: RunsOf, *, trials_at_once: int, packed: bool, on_end: OnEnd) -> None:
@@ -89,23 +86,21 @@ class _Trials:
 
     def begin(self) -> bool:
         """Begin another trial, where there may be one more; return whether runs wait now."""
-        while len(self._search.under_way) < self._at_once and (trial := self._search.next()) is not None:
-            try:
-                runs = self._runs_of(trial.point)
-            except AttemptError as error:
-                self._search.fail(trial.number, str(error), again=False)
-                self._on_end(trial.number)
-                continue
-            live = _Live(trial, Scores(list(runs)), left=len(runs))
-            for key, config in runs.items():
-                ticket = Ticket(
-                    config=config,
-                    on_progress=partial(self._heard, live, key),
-                    on_end=partial(self._ended, live, key),
-                )
-                self._waiting.append((live, key, ticket))
-            return True
-        return False
+        if len(self._search.under_way) >= self._at_once:
+            return False
+        found = next_trial(self._search, self._runs_of, self._on_end)
+        if found is None:
+            return False
+        trial, runs = found
+        live = _Live(trial, Scores(list(runs)), left=len(runs))
+        for key, config in runs.items():
+            ticket = Ticket(
+                config=config,
+                on_progress=partial(self._heard, live, key),
+                on_end=partial(self._ended, live, key),
+            )
+            self._waiting.append((live, key, ticket))
+        return True
 
     def _heard(self, live: _Live, key: str, progress: Progress | Event) -> None:
         self._judge(live, live.scores.heard(key, progress_facts(progress)))

@@ -9,11 +9,30 @@ from statistics import fmean, stdev
 from typing import Any
 
 from attempt_ray.config import Config
-from attempt_ray.errors import DataError
-from attempt_ray.orchestration.search import Outcome, Point
+from attempt_ray.errors import AttemptError, DataError
+from attempt_ray.orchestration.search import Outcome, Point, Search, Trial
 
 RunsOf = Callable[[Point], Mapping[str, Config]]
 """The runs of a trial at a point, by keys that are unique within the trial."""
+
+
+OnEnd = Callable[[int], None]
+"""Called with the number of every trial that ended, when the study holds its end."""
+
+
+def next_trial(search: Search, runs_of: RunsOf, on_end: OnEnd) -> tuple[Trial, Mapping[str, Config]] | None:
+    """Return what to try now with its runs, None where there is nothing; a point without runs fails its trial.
+
+    Raises:
+        StorageError: The storage refused.
+    """
+    while (trial := search.next()) is not None:
+        try:
+            return trial, runs_of(trial.point)
+        except AttemptError as error:
+            search.fail(trial.number, str(error), again=False)
+            on_end(trial.number)
+    return None
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,6 @@ from attempt_ray.orchestration.cluster import connected
 from attempt_ray.orchestration.desk import Desk
 from attempt_ray.orchestration.pool import Pool, leave, standing_pool, worker_settings
 from attempt_ray.orchestration.search import Outcome, Search
-from attempt_ray.orchestration.search_here import OnEnd
 from attempt_ray.orchestration.study import (
     Job,
     PoolEvent,
@@ -39,7 +38,7 @@ from attempt_ray.orchestration.study import (
     is_mendable,
     progress_facts,
 )
-from attempt_ray.orchestration.trial import Reached, RunsOf, Scores
+from attempt_ray.orchestration.trial import OnEnd, Reached, RunsOf, Scores, next_trial
 from attempt_ray.orchestration.worker import Held, Work, ending_when_hung, settle_worker
 from attempt_ray.training.stopping import heed_stop, is_stop_asked
 
@@ -152,13 +151,8 @@ class _Driver:
         if len(self._search.under_way) >= self._at_once:
             return None
         with self._first_error_kept():
-            while (trial := self._search.next()) is not None:
-                try:
-                    runs = self._runs_of(trial.point)
-                except AttemptError as error:
-                    self._search.fail(trial.number, str(error), again=False)
-                    self._on_end(trial.number)
-                    continue
+            if (found := next_trial(self._search, self._runs_of, self._on_end)) is not None:
+                trial, runs = found
                 self._numbers[trial_id] = trial.number
                 self._keys[trial.number] = [_key(trial.number, key) for key in runs]
                 return {"trial": trial.number, "point": json.dumps(trial.point)}
