@@ -24,6 +24,7 @@ from attempt_ray.config import Config
 from attempt_ray.errors import ClusterError
 from attempt_ray.orchestration.submission import Jobs
 from jobs.submit import Plan, make_plan, submit
+from jobs.train_sources import train_sources
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 ROOT = Path(__file__).parents[2]
@@ -178,6 +179,31 @@ def test_a_job_joins_the_cluster_it_runs_on_and_runs_once(
     assert sum(job.id.startswith(plan.id) for job in jobs.known()) == 1
     log = jobs.log(plan.id)
     assert log.count("[2/2] source/") == 1 and json.loads(log.splitlines()[-1])["failed"] == []
+
+
+def test_a_search_is_submitted_like_any_job(
+    head: Cluster, make_study: Callable[..., Config], tmp_path: Path
+) -> None:
+    space = tmp_path / "space.yaml"
+    space.write_text(
+        "name: own\n"
+        "knobs: [{key: training.attention_learning_rate, domain: {kind: floats, low: 0.01, high: 1.0, log: true}}]\n"
+        "known: [{training.attention_learning_rate: 0.3}]\n"
+    )
+    search = {"space": str(space), "trials": 3, "trials_at_once": 2, "final_seeds": [7], "study": "own"}
+    config = make_study(
+        cluster={"workers": 1},
+        study={"targets": ["rte"], "prior": False},
+        search={**search, "directory": str(tmp_path / "searches")},
+    )
+    train_sources(config, placement="here")
+    asked = [text for setting in settings_of(config) for text in ("--set", setting)]
+    done = attempt("submit", "tune", *asked, "--python", PYTHON, "--yes", *head.options)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["status"] == "SUCCEEDED"
+    assert "[3/3] trial 2: " in done.stderr and "test " in done.stderr
+    assert (tmp_path / "searches" / "own" / "report.md").is_file()
+    assert Bank(config.bank).aliases("target", "rte").current["candidate"] == 1
 
 
 def test_submitted_at_once_by_several_runs_once(
