@@ -18,6 +18,7 @@ from attempt_ray.orchestration.tuner import search_on_ray
 from attempt_ray.training.stopping import ask_to_stop, withdraw_stop
 from tests.ray.searching import opened, quality, toy
 
+on_demand = pytest.mark.skipif("ATTEMPT_RAY_KILLS" not in os.environ, reason="half a minute each: make kills")
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
 SCRIPT = Path(__file__).with_name("searching.py")
 MakeSearch = Callable[..., Config]
@@ -86,7 +87,9 @@ def alone(config: Config, directory: Path) -> Config:
 FAULTS = {0.3: "raises", 0.2: "hangs", 0.15: "dies", 0.4: "diverges", 0.1: None}
 
 
-@pytest.mark.parametrize("packed", [True, False], ids=["packed", "isolated"])
+@pytest.mark.parametrize(
+    "packed", [pytest.param(True, id="packed", marks=on_demand), pytest.param(False, id="isolated")]
+)
 def test_trials_that_go_wrong_are_tried_again_and_the_best_is_found(
     cluster: Path, make_search: MakeSearch, tmp_path: Path, packed: bool
 ) -> None:
@@ -123,7 +126,9 @@ def rate_of(trial: FrozenTrial) -> float:
     return float(trial.user_attrs["point"]["training.prompt_learning_rate"])
 
 
-@pytest.mark.parametrize("packed", [True, False], ids=["packed", "isolated"])
+@pytest.mark.parametrize(
+    "packed", [pytest.param(True, id="packed"), pytest.param(False, id="isolated", marks=on_demand)]
+)
 def test_a_search_that_is_stopped_leaves_no_trial_behind(
     cluster: Path, make_search: MakeSearch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packed: bool
 ) -> None:
