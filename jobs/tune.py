@@ -44,7 +44,7 @@ def tune(config: Config, *, placement: Placement = "pool") -> dict[str, Any]:
     check_places(config, search=True)
     search_plan = plan_search(config)
     config = search_plan.config
-    _check_bank(search_plan)
+    versions = starting_versions(search_plan)
     place = storage_place(config)
     storage = open_study_storage(place)
     preflight(config, search_plan.tasks.values())
@@ -54,7 +54,7 @@ def tune(config: Config, *, placement: Placement = "pool") -> dict[str, Any]:
             config.search,
             search_plan.space,
             name=search_plan.name,
-            facts=search_plan.facts(),
+            facts=search_plan.facts() | {"starts_from": versions},
             costs=search_plan.costs,
         )
         _tell_plan(search_plan, search)
@@ -110,8 +110,8 @@ def storage_place(config: Config) -> str:
     return config.search.storage or str(search_directory(config) / "study.db")
 
 
-def _check_bank(search_plan: SearchPlan) -> None:
-    """Refuse to begin without the prompts and priors that trials start from.
+def starting_versions(search_plan: SearchPlan) -> dict[str, str]:
+    """Return the versions of the source prompts and priors that trials start from, by reference.
 
     Raises:
         BankError: The bank lacks one.
@@ -126,14 +126,16 @@ def _check_bank(search_plan: SearchPlan) -> None:
         for run in search_plan.runs_of(point).values():
             if run.attention.prior is not None:
                 needed[run.attention.prior] = "train-prior"
+    versions = {}
     for reference, job in needed.items():
         try:
-            bank.resolve(reference)
+            versions[reference] = bank.resolve(reference).reference
         except BankError as error:
             raise BankError(
                 f"a search starts from what is in the bank: {one_line(error)}; make it first: attempt {job}, with the same "
                 "configs"
             ) from None
+    return versions
 
 
 def _tell_plan(search_plan: SearchPlan, search: Search) -> None:

@@ -459,8 +459,8 @@ def _attempts_at(trial: FrozenTrial, trials: Sequence[FrozenTrial]) -> Iterator[
 
 def _other(name: str, key: str) -> str:
     return (
-        f"search '{name}' was begun with other settings: {key} differs; set search.study to another name, or leave it "
-        "open, and every search has its own"
+        f"search '{name}' was begun with other settings: {key} differs; go back to those, or set search.study to another "
+        "name"
     )
 
 

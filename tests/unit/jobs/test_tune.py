@@ -13,6 +13,7 @@ import pytest
 from optuna.trial import TrialState
 from typer.testing import CliRunner, Result
 
+from attempt_ray.bank.manifest import Facts
 from attempt_ray.bank.store import Bank
 from attempt_ray.config import Config
 from attempt_ray.errors import BankError, ConfigError
@@ -397,7 +398,7 @@ def test_a_search_of_another_name_shares_the_storage(make_search: MakeSearch, tm
     open_study_storage(place)
     with held(place, "other"):
         tune(config, placement="here")
-    with pytest.raises(ConfigError, match="begun with other settings: config_digest differs; set search"):
+    with pytest.raises(ConfigError, match="begun with other settings: config_digest differs; go back"):
         tune(config.updated(attention={"bottleneck": 8}), placement="here")
 
 
@@ -431,3 +432,17 @@ def test_the_directory_of_a_search_has_its_name(make_search: MakeSearch) -> None
     config = plan_search(make_search()).config
     assert search_directory(config).name == config.search.study
     assert storage_place(config) == str(search_directory(config) / "study.db")
+
+
+def test_a_search_whose_sources_have_changed_is_refused(make_search: Callable[..., Config]) -> None:
+    config = make_search(search={"trials": 1, "study": "own"})
+    tune(config, placement="here")
+    bank = Bank(config.bank)
+    loaded = bank.load("source/mnli")
+    changed = {name: array + 1 for name, array in loaded.tensors.items()}
+    facts = {name: getattr(loaded.manifest, name) for name in Facts.model_fields} | {
+        "config_digest": "0" * 12
+    }
+    bank.promote(bank.publish("source", "mnli", changed, Facts(**facts)).reference)
+    with pytest.raises(ConfigError, match=r"search 'own' was begun with other settings: starts_from differs"):
+        tune(config, placement="here")
