@@ -8,6 +8,7 @@ import pwd
 import random
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -66,6 +67,12 @@ _SPLITS = {
     "rte": {"train": 12, "validation": 8},
     "mrpc": {"train": 12, "validation": 8},
 }
+
+
+def heed_signals() -> None:
+    """Undo what a child would inherit from nohup, or from a shell's background: for `preexec_fn`."""
+    for each in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(each, signal.SIG_DFL)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

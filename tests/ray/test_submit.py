@@ -25,6 +25,7 @@ from attempt_ray.errors import ClusterError
 from attempt_ray.orchestration.submission import Jobs
 from jobs.submit import Plan, make_plan, submit
 from jobs.train_sources import train_sources
+from tests.conftest import heed_signals
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 ROOT = Path(__file__).parents[2]
@@ -240,12 +241,6 @@ def test_what_failed_is_submitted_anew_under_a_derived_id(
     assert (facts["id"], facts["submitted"]) == (f"{plan.id}-2", False)
     facts, _ = submit(replace(plan, entrypoint="true"), jobs, yes=True, again=True, wait=False)
     assert (facts["id"], facts["submitted"]) == (f"{plan.id}-3", True)
-
-
-def heed_signals() -> None:
-    """Undo what a child would inherit from nohup, or from a shell's background."""
-    for each in (signal.SIGINT, signal.SIGHUP):
-        signal.signal(each, signal.SIG_DFL)
 
 
 def test_a_lost_terminal_ends_the_following_alone(

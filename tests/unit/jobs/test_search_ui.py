@@ -13,6 +13,7 @@ import pytest
 
 from attempt_ray.errors import ConfigError
 from jobs.search_ui import serve_dashboard
+from tests.conftest import heed_signals
 
 _SERVE = """
 import sys
@@ -28,7 +29,10 @@ serve_dashboard(storage, port=int(sys.argv[1]))
 @pytest.fixture
 def served(unused_port: int) -> Iterator[tuple[subprocess.Popen[str], int]]:
     with subprocess.Popen(
-        [sys.executable, "-c", _SERVE, str(unused_port)], stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", _SERVE, str(unused_port)],
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=heed_signals,  # noqa: PLW1509 - nothing here runs threads yet
     ) as process:
         try:
             assert process.stderr is not None
