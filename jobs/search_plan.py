@@ -10,6 +10,7 @@ from statistics import fmean
 from typing import Any
 
 from attempt_ray.bank.names import check_name
+from attempt_ray.bank.places import below
 from attempt_ray.config import Config
 from attempt_ray.errors import ConfigError
 from attempt_ray.orchestration.search import Point
@@ -61,6 +62,11 @@ class SearchPlan:
         return str(self.config.search.study)
 
     @property
+    def trial_runs(self) -> str:
+        """Directory or URI of the trials' runs."""
+        return below(self.config.runs, f"search-{self.name}")
+
+    @property
     def runs_per_trial(self) -> int:
         """Runs of every trial."""
         search = self.config.search
@@ -89,8 +95,7 @@ class SearchPlan:
             ConfigError: The config cannot be used at this point.
         """
         runs = self._runs(point, seeds=self.config.search.seeds)
-        place = f"{self.config.runs.rstrip('/')}/search-{self.name}"
-        return {key: run.updated(trial=True, runs=place) for key, run in runs.items()}
+        return {key: run.updated(trial=True, runs=self.trial_runs) for key, run in runs.items()}
 
     def final_jobs(self, point: Point) -> list[Job]:
         """Return the runs that the found settings are tested by.

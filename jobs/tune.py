@@ -179,6 +179,7 @@ def _try(search_plan: SearchPlan, search: Search, watch: _Watch, *, placement: P
             trials_at_once=trials_at_once(search_plan, workers=config.cluster.workers),
             packed=config.search.packed,
             on_end=watch.ended,
+            places=(config.bank, search_plan.trial_runs),
         )
 
 

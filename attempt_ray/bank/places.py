@@ -65,6 +65,14 @@ def open_runs(uri: str) -> Storage:
         raise ConfigError(str(error)) from None
 
 
+def below(place: str, name: str) -> str:
+    """Return the path or URI of `name` within a place; a URI's options stay behind it."""
+    if "://" not in place:
+        return str(Path(place) / name)
+    path, question, options = place.partition("?")
+    return f"{path.rstrip('/')}/{name}{question}{options}"
+
+
 def check_reachable(storage: Storage, *, seconds: float = REACH_SECONDS) -> None:
     """List the place, write a file, read it back and remove it.
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from typing import Any
@@ -26,7 +26,7 @@ from ray.tune.search import Searcher
 
 from attempt_ray.config import ClusterConfig, Config
 from attempt_ray.errors import AttemptError, ClusterError, DataError, StorageError
-from attempt_ray.orchestration.cluster import connected
+from attempt_ray.orchestration.cluster import check_shared, connected
 from attempt_ray.orchestration.desk import Desk
 from attempt_ray.orchestration.pool import Pool, leave, standing_pool, worker_settings
 from attempt_ray.orchestration.search import Outcome, Search
@@ -55,6 +55,7 @@ def search_on_ray(
     trials_at_once: int,
     packed: bool,
     on_end: OnEnd,
+    places: Iterable[str] = (),
     work: Work | None = None,
 ) -> None:
     """Try what the search asks for on the cluster until it asks for no more.
@@ -66,14 +67,18 @@ def search_on_ray(
         trials_at_once: Trials under way at once.
         packed: Whether trials share the backbones of a pool; else each has a process with a worker's resources.
         on_end: Called for every trial that ended.
+        places: What trials read and write, which all nodes have to share.
         work: What a worker does with a run; None is `attempt_ray.training.run.execute`.
 
     Raises:
-        ClusterError: The cluster cannot be reached, can never give what is asked, or lost its workers for good.
-        StorageError: The study's storage refused.
+        ClusterError: The cluster cannot be reached, can never give what is asked, lost its workers for good, or a node
+            does not share one of the places.
+        StorageError: The study's storage refused, or one of the places.
         StoppedError: This process was asked to stop; the runs keep what they have reached.
     """
     with connected(cluster) as scratch, ExitStack() as stack:
+        for place in places:
+            check_shared(place)
         pool = stack.enter_context(standing_pool(cluster, work=work, scratch=scratch)) if packed else None
         if pool is not None:
             trainable = tune.with_parameters(_try_in_pool, runs_of=runs_of, pool=pool.name)
@@ -131,9 +136,8 @@ class _Driver:
         self._left = False
         self.error: AttemptError | None = None
 
-    @property
-    def over(self) -> bool:
-        """Whether all trials shall end at once."""
+    def must_end(self) -> bool:
+        """Return whether all trials shall end at once, having let the workers keep what they have reached."""
         if self.error is None and self._pool is not None and (problem := self._pool.problem()) is not None:
             self.error = ClusterError(f"{problem}; run the same command again")
         if is_stop_asked() and not self._left:
@@ -146,7 +150,7 @@ class _Driver:
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """Return what a trial of Tune is to try; None for nothing now, FINISHED for nothing any more."""
-        if self.over:
+        if self.must_end():
             return str(Searcher.FINISHED)
         if len(self._search.under_way) >= self._at_once:
             return None
@@ -259,7 +263,7 @@ class _End(tune.Stopper):  # type: ignore[misc]
 
     def stop_all(self) -> bool:
         """Return whether all are."""
-        return self._driver is not None and self._driver.over
+        return self._driver is not None and self._driver.must_end()
 
 
 class _Told:

@@ -7,7 +7,7 @@ import pytest
 
 from attempt_ray.bank import places
 from attempt_ray.bank.local import LocalStorage
-from attempt_ray.bank.places import check_reachable, open_runs, open_storage
+from attempt_ray.bank.places import below, check_reachable, open_runs, open_storage
 from attempt_ray.bank.remote import RemoteStorage
 from attempt_ray.errors import BankError, ConfigError, StorageError
 
@@ -93,3 +93,16 @@ def test_a_bucket_that_is_not_there_and_an_option_that_is_none_are_named(s3):
 def test_runs_that_are_no_place_are_the_configs_fault():
     with pytest.raises(ConfigError, match="cannot open runs at its 'nope' URI"):
         open_runs("nope://x")
+
+
+@pytest.mark.parametrize(
+    ("place", "found"),
+    [
+        ("runs", "runs/x"),
+        ("/shared/runs/", "/shared/runs/x"),
+        ("s3://mine/runs/", "s3://mine/runs/x"),
+        ("s3://mine/runs?region=eu&scheme=http", "s3://mine/runs/x?region=eu&scheme=http"),
+    ],
+)
+def test_a_name_below_a_place_leaves_the_options_of_a_uri_behind_it(place: str, found: str) -> None:
+    assert below(place, "x") == found

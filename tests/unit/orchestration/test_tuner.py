@@ -162,9 +162,9 @@ def test_a_stop_leaves_every_trial_at_once_and_the_pools_runs_in_good_order(
     pool = Pool()
     driver = make_driver(pool=pool)
     driver.suggest("a")
-    assert not driver.over
+    assert not driver.must_end()
     ask_to_stop()
-    assert driver.over and driver.over
+    assert driver.must_end() and driver.must_end()
     assert left == [pool.queue]
     assert search.under_way == ()
     driver.ended("a", {}, died=False)
@@ -175,9 +175,9 @@ def test_a_stop_leaves_every_trial_at_once_and_the_pools_runs_in_good_order(
 def test_a_pool_that_is_lost_ends_the_search(make_driver: MakeDriver) -> None:
     pool = Pool()
     driver = make_driver(pool=pool)
-    assert not driver.over
+    assert not driver.must_end()
     pool.trouble = "the pool lost its workers for good"
-    assert driver.over
+    assert driver.must_end()
     assert isinstance(driver.error, ClusterError)
     assert str(driver.error) == "the pool lost its workers for good; run the same command again"
     assert driver.suggest("a") == "FINISHED"
@@ -194,7 +194,7 @@ def test_the_first_refusal_of_the_storage_ends_the_search(
 
     monkeypatch.setattr(search, "finish", refuse)
     driver.ended("a", FINISHED, died=False)
-    assert driver.over
+    assert driver.must_end()
     assert str(driver.error) == "the disk is full; free some space"
 
 
