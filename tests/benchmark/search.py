@@ -26,7 +26,7 @@ from tune_spaces.embedded import SPACE
 
 TASKS = ("rte", "cb", "mrpc")
 TRIALS = 30
-TIMED = 8
+TIMED = 6
 
 
 def main() -> None:
