@@ -12,7 +12,7 @@ import pytest
 from optuna.trial import FrozenTrial, TrialState
 
 from attempt_ray.config import Config
-from attempt_ray.errors import StoppedError, StorageError
+from attempt_ray.errors import StoppedError
 from attempt_ray.orchestration.search_here import search_here
 from attempt_ray.orchestration.tuner import search_on_ray
 from attempt_ray.training.stopping import ask_to_stop, withdraw_stop
@@ -226,22 +226,3 @@ def test_no_pickle_is_written(make_search: MakeSearch, tmp_path: Path) -> None:
     written = [path for name in ("searches", "runs") for path in (tmp_path / name).rglob("*")]
     assert written
     assert not [path for path in written if path.is_file() and path.read_bytes()[:1] == b"\x80"]
-
-
-def test_a_place_that_no_node_can_reach_is_told_before_any_trial(
-    cluster: Path, make_search: MakeSearch, unused_port: int
-) -> None:
-    config = make_search(search={"trials": 1}, cluster=TWO)
-    plan, search = opened(config)
-    place = f"s3://mine/runs?endpoint_override=127.0.0.1:{unused_port}&scheme=http&access_key=a&secret_key=b"
-    with pytest.raises(StorageError, match="cannot"):
-        search_on_ray(
-            search,
-            plan.runs_of,
-            cluster=config.cluster,
-            trials_at_once=1,
-            packed=True,
-            on_end=lambda _: None,
-            places=[place],
-        )
-    assert search.study.trials == []

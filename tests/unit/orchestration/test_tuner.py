@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import pickle
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
 from optuna.trial import TrialState
 
-from attempt_ray.config import Config, SearchConfig
+from attempt_ray.config import ClusterConfig, Config, SearchConfig
 from attempt_ray.errors import ClusterError, ConfigError, StorageError
 from attempt_ray.orchestration import tuner
 from attempt_ray.orchestration.search import Outcome, Search
@@ -209,3 +211,24 @@ def test_hooks_without_a_study_do_nothing() -> None:
     assert _Suggestions(None).suggest("a") is None
     _Suggestions(None).on_trial_complete("a")
     assert not _End(None).stop_all() and not _End(None)("a", {})
+
+
+def test_a_place_that_a_node_does_not_share_is_told_before_any_trial(
+    search: Search, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(place: str) -> None:
+        raise ClusterError(f"{place} is not shared")
+
+    monkeypatch.setattr(tuner, "connected", lambda _: nullcontext(Path()))
+    monkeypatch.setattr(tuner, "check_shared", refuse)
+    with pytest.raises(ClusterError, match="bank is not shared"):
+        tuner.search_on_ray(
+            search,
+            lambda _: {},
+            cluster=ClusterConfig(),
+            trials_at_once=1,
+            packed=True,
+            on_end=lambda _: None,
+            places=["bank"],
+        )
+    assert search.study.trials == []
