@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import json
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -96,7 +97,11 @@ def estimate(jobs: Sequence[Job], config: Config, *, workers: int, flops: float 
     """
     configs = _configs(jobs)
     try:
-        costs = {key: _cost(run) for key, run in configs.items()}
+        # The trials of a search are the same runs over and over.
+        by_run = {
+            identity: _cost(run) for identity, run in {id(run): run for run in configs.values()}.items()
+        }
+        costs = {key: by_run[id(run)] for key, run in configs.items()}
     except _UnknownShapeError as error:
         return Estimate(
             runs=len(jobs),
@@ -232,20 +237,26 @@ def _measured(config: Config) -> list[float]:
 def _makespan(jobs: Sequence[Job], seconds: Mapping[str, float], *, workers: int) -> float:
     """Return when the last run ends, each idle worker taking the first run whose needs have finished."""
     ends: dict[str, float] = {}
+    needs = {job.key: len(job.needs) for job in jobs}
+    needed_by: dict[str, list[int]] = {}
+    for place, job in enumerate(jobs):
+        for need in job.needs:
+            needed_by.setdefault(need, []).append(place)
     free = [0.0] * workers
-    waiting = list(jobs)
-
-    def ready(job: Job) -> float:
-        return max((ends[need] for need in job.needs), default=0.0)
-
-    while waiting:
-        now = min(free)
-        open_ = [job for job in waiting if all(need in ends for need in job.needs)]
-        taken = min(open_, key=lambda job: max(now, ready(job)))
-        free.remove(now)
-        ends[taken.key] = max(now, ready(taken)) + seconds[taken.key]
-        free.append(ends[taken.key])
-        waiting.remove(taken)
+    ready: list[int] = []
+    later = [(0.0, place) for place, job in enumerate(jobs) if not job.needs]
+    while ready or later:
+        now = heapq.heappop(free)
+        while later and later[0][0] <= now:
+            heapq.heappush(ready, heapq.heappop(later)[1])
+        start, place = (now, heapq.heappop(ready)) if ready else heapq.heappop(later)
+        key = jobs[place].key
+        ends[key] = start + seconds[key]
+        heapq.heappush(free, ends[key])
+        for waiting in needed_by.get(key, ()):
+            needs[jobs[waiting].key] -= 1
+            if not needs[jobs[waiting].key]:
+                heapq.heappush(later, (max(ends[need] for need in jobs[waiting].needs), waiting))
     return max(ends.values(), default=0.0)
 
 
