@@ -25,7 +25,7 @@ from jobs.edge import tell
 from jobs.pooled import Placement, Study, nominate, promote, run_study
 from jobs.preflight import preflight
 from jobs.report import also_at, report_on
-from jobs.watch import clock
+from jobs.watch import clock, counted
 
 
 def run_pipeline(
@@ -117,9 +117,9 @@ def closing_lines(
     """Return what was learned, where the pictures are and what to type next, with a row of the task `shown`."""
     jobs = [result.report["job"] for result in study.finished]
     learned = [
-        _counted(jobs.count("source"), "source prompt"),
-        _counted(jobs.count("prior"), "attention prior"),
-        f"prompts for {_counted(len(config.study.targets), 'target')} in {_counted(jobs.count('target'), 'run')}",
+        counted(jobs.count("source"), "source prompt"),
+        counted(jobs.count("prior"), "attention prior"),
+        f"prompts for {counted(len(config.study.targets), 'target')} in {counted(jobs.count('target'), 'run')}",
     ]
     lines = ["", f"Learned {', '.join(learned)}; {clock(seconds)} in all."]
     for title, means in (
@@ -170,10 +170,6 @@ def _example(config: Config, task_name: str) -> dict[str, str]:
     except AttemptError:
         return {}
     return {name: row[name] for name in task.fields if isinstance(row.get(name), str)}
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def _shown(path: Path) -> str:

@@ -16,7 +16,7 @@ from jobs.edge import one_line, tell
 from jobs.pooled import Placement, nominate, run_study
 from jobs.preflight import preflight
 from jobs.search_plan import SearchPlan, plan_search
-from jobs.watch import clock
+from jobs.watch import clock, counted
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -143,7 +143,7 @@ def _tell_plan(search_plan: SearchPlan, search: Search) -> None:
     config, standing = search_plan.config, search.standing()
     settings = config.search
     tell(
-        f"search {search_plan.name}: {settings.trials} trials of {_counted(search_plan.runs_per_trial, 'run')} over "
+        f"search {search_plan.name}: {settings.trials} trials of {counted(search_plan.runs_per_trial, 'run')} over "
         f"{', '.join(search_plan.tasks)}; space {search_plan.space.name}, {settings.sampler}, pruner {settings.pruner}"
     )
     for line in search_plan.cost().describe():
@@ -219,7 +219,7 @@ def _tested(
     }
     search.study.set_user_attr("final", final)
     told = "" if final["std"] is None else f" ± {final['std']:.1f}"
-    tell(f"test {final['mean']:.1f}{told} over {_counted(len(seeds), 'fresh seed')}")
+    tell(f"test {final['mean']:.1f}{told} over {counted(len(seeds), 'fresh seed')}")
     return final, []
 
 
@@ -306,10 +306,6 @@ def _outcome(trial: FrozenTrial) -> str:
         last = max(values, default=0)
         return f"given up at {values.get(last, 0.0):.1f} after {last} steps"
     return f"failed: {one_line(trial.user_attrs.get('reason', 'left behind'))}"
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 if __name__ == "__main__":

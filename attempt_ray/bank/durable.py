@@ -7,10 +7,12 @@ directory that holds the name. Temporary names start with a dot and carry `TEMPO
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -118,6 +120,23 @@ def remove_temporaries(directory: Path) -> None:
 def sync_directory(path: Path) -> None:
     """Make the names inside a directory durable."""
     _sync(path, os.O_RDONLY | os.O_DIRECTORY)
+
+
+def lock_within(descriptor: int, seconds: float) -> bool:
+    """Lock an open file or directory for this process; return whether it came free in time.
+
+    The system releases the lock with the descriptor, however the process ends.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(0.002)
+        else:
+            return True
 
 
 def sha256_file(path: Path) -> str:

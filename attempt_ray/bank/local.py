@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import shutil
 import stat
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from attempt_ray.bank.durable import (
     commit_directory,
+    lock_within,
     remove_temporaries,
     storage_errors,
     sync_directory,
@@ -125,14 +124,11 @@ class LocalStorage:
         with storage_errors(f"lock {place}", where=self.root), self._made(""):
             descriptor = os.open(place, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
         try:
-            deadline = time.monotonic() + LOCK_SECONDS
-            while not _locked(descriptor):
-                if time.monotonic() > deadline:
-                    raise StorageError(
-                        f"cannot lock {place}: another process holds it for {LOCK_SECONDS:.0f} s; see which with"
-                        f" 'fuser {place}', wait for it or end it"
-                    )
-                time.sleep(0.002)
+            if not lock_within(descriptor, LOCK_SECONDS):
+                raise StorageError(
+                    f"cannot lock {place}: another process holds it for {LOCK_SECONDS:.0f} s; see which with"
+                    f" 'fuser {place}', wait for it or end it"
+                )
             yield
         finally:
             os.close(descriptor)
@@ -197,14 +193,6 @@ class LocalStorage:
             if os.path.lexists(directory) and (directory.is_symlink() or not directory.is_dir()):
                 raise IntegrityError(_not_plain(str(directory)))
         return directories
-
-
-def _locked(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _entry(item: os.DirEntry[str]) -> Entry:

@@ -7,11 +7,9 @@ PGPASSWORD or a password file (PGPASSFILE, ~/.pgpass) in each process that conne
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import sqlite3
-import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -26,7 +24,7 @@ from sqlalchemy import event
 from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.pool import NullPool
 
-from attempt_ray.bank.durable import storage_errors, sync_directory
+from attempt_ray.bank.durable import lock_within, storage_errors, sync_directory
 from attempt_ray.config import carries_secret
 from attempt_ray.errors import AttemptError, ConfigError, IntegrityError, StorageError
 
@@ -225,14 +223,11 @@ class _SQLite:
         with storage_errors(f"lock {self.path.parent}"):
             directory = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            deadline = time.monotonic() + BUSY_SECONDS
-            while not _locked(directory):
-                if time.monotonic() > deadline:
-                    raise StorageError(
-                        f"cannot open the study storage {self.name}: another process has been opening one in its directory "
-                        f"for {BUSY_SECONDS:.0f} s; end that process and try again"
-                    )
-                time.sleep(0.02)
+            if not lock_within(directory, BUSY_SECONDS):
+                raise StorageError(
+                    f"cannot open the study storage {self.name}: another process has been opening one in its directory "
+                    f"for {BUSY_SECONDS:.0f} s; end that process and try again"
+                )
             self._make_file()
             self.check()
             yield
@@ -318,7 +313,7 @@ class _SQLite:
         with storage_errors(f"lock {self.name}"):
             descriptor = os.open(f"{self.path}.{study}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            yield _locked(descriptor)
+            yield lock_within(descriptor, 0.0)
         finally:
             os.close(descriptor)
 
@@ -448,14 +443,6 @@ def _mounts() -> str:
         return _MOUNT_TABLE.read_text(errors="surrogateescape")
     except FileNotFoundError:
         return ""
-
-
-def _locked(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 @contextmanager
