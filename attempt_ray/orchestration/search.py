@@ -11,7 +11,7 @@ import hashlib
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, cast
 
 import optuna
@@ -112,6 +112,16 @@ class Standing:
         return self.finished + self.pruned + self.failed
 
 
+@dataclass(frozen=True, eq=False)
+class _Live:
+    """A trial under way."""
+
+    trial: optuna.Trial
+    point: Point
+    reported: set[int] = field(default_factory=set)
+    """Optimizer steps after which a value was reported."""
+
+
 class Search:
     """A study of Optuna that one process drives.
 
@@ -134,10 +144,8 @@ class Search:
         self._settings = settings
         self._space = space
         self._costs = costs
-        self._live: dict[int, optuna.Trial] = {}
-        self._points: dict[int, Point] = {}
+        self._live: dict[int, _Live] = {}
         self._set_aside: Trial | None = None
-        self._reported: dict[int, set[int]] = {}
         self._over: str | None = None
         self._nothing_to_ask = False
         self._began = time.monotonic()
@@ -203,7 +211,7 @@ class Search:
         trial, self._set_aside = self._set_aside or self._ask(), None
         if trial is None:
             return None
-        if any(point == trial.point for number, point in self._points.items() if number != trial.number):
+        if any(live.point == trial.point for number, live in self._live.items() if number != trial.number):
             # Its runs would be those of the other, which one process writes at a time.
             self._set_aside = trial
             return None
@@ -215,15 +223,15 @@ class Search:
         Raises:
             StorageError: The storage refused.
         """
-        if len(self._settings.objectives) > 1 or step in self._reported[number]:
+        live = self._live[number]
+        if len(self._settings.objectives) > 1 or step in live.reported:
             return False
-        self._reported[number].add(step)
+        live.reported.add(step)
         if "first_rung" not in self.study.user_attrs:
             self.study.set_user_attr("first_rung", self._settings.first_rung or step)
         self.study.pruner = self._pruner()
-        trial = self._live[number]
-        trial.report(value, step)
-        return trial.should_prune()
+        live.trial.report(value, step)
+        return live.trial.should_prune()
 
     def finish(self, number: int, outcome: Outcome) -> None:
         """Note what a trial came to.
@@ -231,7 +239,7 @@ class Search:
         Raises:
             StorageError: The storage refused.
         """
-        values = [outcome.value, *self._costs(self._live[number].user_attrs["point"])]
+        values = [outcome.value, *self._costs(self._live[number].point)]
         self._end(number, TrialState.COMPLETE, values=values, **_attributes(outcome))
 
     def prune(self, number: int, outcome: Outcome) -> None:
@@ -320,8 +328,7 @@ class Search:
         asked = self.study.ask()
         point = self._space.draw(lambda knob: _suggest(asked, knob))
         asked.set_user_attr("point", point)
-        self._live[asked.number], self._points[asked.number] = asked, point
-        self._reported[asked.number] = set()
+        self._live[asked.number] = _Live(asked, point)
         return Trial(number=asked.number, point=point, retry_of=asked.user_attrs.get("retry_of"))
 
     def _leave(self, number: int) -> None:
@@ -388,11 +395,11 @@ class Search:
     def _end(
         self, number: int, state: TrialState, *, values: Sequence[float] | None = None, **attributes: Any
     ) -> None:
-        trial = self._live[number]
+        trial = self._live[number].trial
         for key, value in attributes.items():
             trial.set_user_attr(key, value)
         self.study.tell(trial, values, state=state)
-        del self._live[number], self._points[number], self._reported[number]
+        del self._live[number]
         self._nothing_to_ask = False
 
 
