@@ -231,6 +231,6 @@ def _digest(config: Config, **facts: str) -> str:
             "seed",
         },
     )
-    page = config.model_dump(mode="json", exclude={"bank", "runs", "cluster", "search"})
+    page = config.model_dump(mode="json", exclude={"bank", "runs", "cluster", "search", "serving"})
     text = json.dumps({"config": page, "search": search, **facts}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
