@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -214,7 +214,7 @@ class PromptTable:
         for (bottleneck, _), names in alike.items():
             for start in range(0, len(names), _MOST_AT_ONCE):
                 some = names[start : start + _MOST_AT_ONCE]
-                rows_GM = [rows_by_attention[name] for name in some]
+                rows_GM = torch.tensor([rows_by_attention[name] for name in some], device=pooled_BH.device)
                 weights_GXH = self._rows(np.stack([self._residents[name].rows_X for name in some]))
                 queries_BH[rows_GM] = _apply(weights_GXH, pooled_BH[rows_GM], bottleneck=bottleneck)
         return queries_BH
@@ -243,10 +243,11 @@ class PromptTable:
             if name not in self._residents:
                 fresh[name] = self._read(name)
         if known is None:
-            parts = [
-                fresh[name].manifest if name in fresh else self._residents[name].manifest
-                for name in _parts(manifest)
-            ]
+            names = _parts(manifest)
+            parts = {
+                name: fresh[name].manifest if name in fresh else self._residents[name].manifest
+                for name in names
+            }
             _check_mixture(manifest, parts)
         return fresh
 
@@ -346,7 +347,7 @@ def _parts(manifest: Manifest) -> tuple[str, ...]:
     return (*manifest.mixture.sources, *(() if attention is None else (attention,)))
 
 
-def _check_mixture(manifest: Manifest, parts: Iterable[Manifest]) -> None:
+def _check_mixture(manifest: Manifest, parts: Mapping[str, Manifest]) -> None:
     """Check that sources are prompts of the target's length, and G a G.
 
     Raises:
@@ -360,15 +361,16 @@ def _check_mixture(manifest: Manifest, parts: Iterable[Manifest]) -> None:
             f"{manifest.reference} says of its mixture: {len(record.sources)} sources, weights '{record.weights}', G"
             f" {record.attention}; wanted a source, and a G where weights are learned; train it anew"
         )
+    if record.attention is not None and parts[record.attention].kind != "attention":
+        raise BankError(
+            f"{manifest.reference} names {record.attention} as its G, which is a prompt; train it anew"
+        )
     length = manifest.tensors["prompt"].shape[0]
-    for part in parts:
-        if (part.kind == "attention") != (part.reference == record.attention):
+    for name in record.sources:
+        if parts[name].kind == "attention":
+            raise BankError(f"{manifest.reference} names {name} as a source, which is a G; train it anew")
+        if parts[name].tensors["prompt"].shape[0] != length:
             raise BankError(
-                f"{manifest.reference} names {part.reference} in the wrong place; a mixture has prompts as sources and"
-                " one G; train it anew"
-            )
-        if part.kind != "attention" and part.tensors["prompt"].shape[0] != length:
-            raise BankError(
-                f"{manifest.reference} has {length} positions, its source {part.reference} has"
-                f" {part.tensors['prompt'].shape[0]}; mix prompts of one length; train it anew"
+                f"{manifest.reference} has {length} positions, its source {name} has"
+                f" {parts[name].tensors['prompt'].shape[0]}; mix prompts of one length; train it anew"
             )
