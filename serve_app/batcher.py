@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import OrderedDict, deque
-from collections.abc import AsyncGenerator, Generator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -32,7 +32,9 @@ _MOST_RETRY_SECONDS = 60
 class Engine(Protocol[RowT_contra, AnswerT_co]):
     """What a batcher feeds."""
 
-    def run(self, rows: Sequence[RowT_contra]) -> Iterator[tuple[int, str | AnswerT_co | AttemptError]]:
+    def run(
+        self, rows: Sequence[RowT_contra]
+    ) -> Generator[tuple[int, str | AnswerT_co | AttemptError], None, None]:
         """Yield (index of the row, what came of it): texts are pieces of an answer, anything else ends its row."""
         ...
 
@@ -356,7 +358,7 @@ class Batcher(Generic[RowT, AnswerT]):
     def _compute(self, loop: asyncio.AbstractEventLoop, batch: Sequence[_Request[RowT, AnswerT]]) -> None:
         """Run the engine, in its thread; it is left as soon as nobody waits for the batch."""
         try:
-            with closing(_closable(self._engine.run([request.row for request in batch]))) as found:
+            with closing(self._engine.run([request.row for request in batch])) as found:
                 for index, event in found:
                     loop.call_soon_threadsafe(self._deliver, batch[index], event)
                     if not any(request.open for request in batch):
@@ -398,11 +400,6 @@ class Batcher(Generic[RowT, AnswerT]):
     def _end(self, request: _Request[RowT, AnswerT], event: AnswerT | Exception) -> None:
         request.open = False
         request.events.put_nowait(event)
-
-
-def _closable(found: Iterator[RowT]) -> Generator[RowT, None, None]:
-    """Closing it closes `found` where that is a generator."""
-    yield from found
 
 
 def _now() -> float:

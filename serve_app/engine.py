@@ -5,7 +5,7 @@ It knows no requests, no network and no Ray: `batcher` decides what it is given 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -168,7 +168,9 @@ class Engine:
             tokens=self._answerer.tokens(question),
         )
 
-    def run(self, rows: Sequence[PreparedRow]) -> Iterator[tuple[int, str | Answer | AttemptError]]:
+    def run(
+        self, rows: Sequence[PreparedRow]
+    ) -> Generator[tuple[int, str | Answer | AttemptError], None, None]:
         """Yield (index of the row, what came of it), each as soon as it is known.
 
         A text is a piece of an answer that is under way, and the pieces of an answer, joined, are its text; anything else

@@ -3,7 +3,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Coroutine, Generator, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -13,7 +13,7 @@ from attempt_ray.config import ServingConfig
 from attempt_ray.errors import AttemptError, BankError, DeadlineError, OverloadedError
 from serve_app.batcher import Batcher
 
-Events = Iterator[tuple[int, str | int | AttemptError]]
+Events = Generator[tuple[int, str | int | AttemptError], None, None]
 
 
 class FakeEngine:

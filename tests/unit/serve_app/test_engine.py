@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,7 +16,7 @@ from attempt_ray.bank.manifest import Facts, Manifest, MixtureRecord, TensorReco
 from attempt_ray.bank.names import Kind, Reference, Version
 from attempt_ray.bank.store import Bank
 from attempt_ray.bank.versions import Loaded, encode_manifest, encode_tensors, sha256
-from attempt_ray.config import Config, parse
+from attempt_ray.config import Config, ServingConfig, parse
 from attempt_ray.data.batching import evaluation_batches
 from attempt_ray.data.encoding import encode_examples
 from attempt_ray.errors import AttemptError, BackboneError, BankError, ConfigError, DataError, IntegrityError
@@ -24,6 +25,7 @@ from attempt_ray.model.backbone import Backbone, load_backbone
 from attempt_ray.model.published import backbone_record, load_published
 from attempt_ray.tasks import TASKS, Example
 from jobs.predict import predict
+from serve_app.batcher import Batcher
 from serve_app.engine import Answer, Engine, Row
 
 MakeEngine = Callable[..., Engine]
@@ -551,3 +553,35 @@ def test_a_mixture_without_a_g_or_sources_is_refused(
     assert "a G where weights are learned" in refusal(mixed(["source/mnli@v1"], None))
     assert "as a source, which is a G" in refusal(mixed(["attention/one@v1"], "attention/one@v1"))
     assert "as its G, which is a prompt" in refusal(mixed(["source/mnli@v1"], "source/sst2@v1"))
+
+
+def test_rows_of_many_callers_get_through_the_batcher_what_they_get_alone(
+    make_engine: MakeEngine, memory_bank: MemoryBank
+) -> None:
+    rng = random.Random(4)
+    rows = [random_row(rng) for _ in range(40)]
+    alone = make_engine(memory_bank)
+    wanted = [answered(alone.answer([row])[0]) for row in rows]
+    engine = make_engine(memory_bank)
+
+    async def scenario() -> list[list[Answer | Exception]]:
+        async with Batcher(engine, ServingConfig(batch_rows=16, batch_tokens=400)) as batcher:
+
+            async def ask(place: int) -> list[Answer | Exception]:
+                await asyncio.sleep(0.001 * (place % 7))
+                prepared = engine.prepare(rows[place])
+                return await batcher.answer([(prepared, prepared.tokens)], key=str(place % 3))
+
+            found = await asyncio.gather(*map(ask, range(len(rows))))
+            counts = batcher.snapshot()
+            assert (counts.answered, counts.queued_rows) == (len(rows), 0)
+            assert counts.batches < len(rows)
+            streamed = engine.prepare(Row(task="squad", prompt="target/squad@v2", text="w1 w5", stream=True))
+            *pieces, whole = [event async for event in batcher.stream(streamed, tokens=streamed.tokens)]
+            assert isinstance(whole, Answer)
+            assert "".join(map(str, pieces)) == whole.answer
+            return found
+
+    for one, (mine,) in zip(wanted, asyncio.run(asyncio.wait_for(scenario(), 30)), strict=True):
+        assert isinstance(mine, Answer)
+        assert_alike(one, mine)
