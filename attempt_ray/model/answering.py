@@ -216,9 +216,9 @@ class Answerer:
             mask_BT = torch.from_numpy(np.arange(width) < lengths[:, None]).to(self.backbone.device)
             embedded_BTH = self.backbone.embed(torch.from_numpy(ids).to(self.backbone.device))
             prompts_BPH, weights = self.table.mix([row.prompt for row in group], embedded_BTH, mask_BT)
-            for row, weights_K in zip(group, weights, strict=True):
-                if weights_K is not None:
-                    row.weights = dict(zip(row.prompt.candidates, weights_K.tolist(), strict=True))
+            for row, shares in zip(group, weights, strict=True):
+                if shares is not None:
+                    row.weights = dict(zip(row.prompt.candidates, shares, strict=True))
             segments.append((group, (prompts_BPH, embedded_BTH, mask_BT)))
         return segments
 

@@ -148,8 +148,8 @@ class PromptTable:
 
     def mix(
         self, residents: Sequence[Resident], embedded_BTH: Tensor, mask_BT: Tensor
-    ) -> tuple[Tensor, list[Tensor | None]]:
-        """Return prompts_BPH and the mixing weights weights_K behind each row; None where nothing is mixed.
+    ) -> tuple[Tensor, list[list[float] | None]]:
+        """Return prompts_BPH and the K mixing weights behind each row; None where nothing is mixed.
 
         Paper equations 1 to 4, as `PromptMixture` computes them for one set of sources and one G: here each row has its
         own. Rows with the same sources are mixed in one product, and Gs are applied as one batched product.
@@ -160,7 +160,7 @@ class PromptTable:
             mask_BT: True on real tokens.
         """
         prompts_BPH = self._rows(np.stack([one.rows_X[:-1] for one in residents]))
-        weights: list[Tensor | None] = [None] * len(residents)
+        weights: list[list[float] | None] = [None] * len(residents)
         groups: dict[tuple[object, ...], list[int]] = defaultdict(list)
         for row, one in enumerate(residents):
             if one.mixture is not None:
@@ -181,8 +181,8 @@ class PromptTable:
                 share_M = 1 + weights_MK[:, len(sources)]
                 mixed_MPH = mixed_MPH + share_M[:, None, None] * prompts_BPH[rows]
             prompts_BPH[rows] = mixed_MPH
-            for row, weights_K in zip(rows, weights_MK, strict=True):
-                weights[row] = weights_K
+            for row, shares in zip(rows, weights_MK.tolist(), strict=True):
+                weights[row] = shares
         return prompts_BPH, weights
 
     def _weights(self, chosen: Sequence[Resident], sources: Sequence[Resident], query_MH: Tensor) -> Tensor:
