@@ -212,6 +212,8 @@ def test_retry_after_follows_the_rate_of_the_engine() -> None:
             await asyncio.sleep(0.05)
             engine.gate.set()
             await first
+            while not made.snapshot().batches:
+                await asyncio.sleep(0.001)
             rate = made.snapshot().tokens_per_second
             assert 10 / 5 < rate < 10 / 0.05
             engine.gate.clear()
