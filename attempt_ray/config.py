@@ -348,6 +348,24 @@ class ClusterConfig(Section):
         return self.runs_per_worker or (8 if self.gpus_per_worker else 1)
 
 
+class ServingConfig(Section):
+    """How rows are answered, by a deployment or a job."""
+
+    prompt_bytes: int = Field(default=2**30, ge=1)
+    """Most bytes of prompts and Gs kept on the device, in float32; those not used for longest give way. 1 GiB has room
+    for 3,400 prompts of 100 positions on T5-base."""
+    pass_tokens: int | None = Field(default=None, ge=1)
+    """Most input tokens of a forward pass, prompts and padding counted; None is 2,048 on a processor, 65,536 on a GPU."""
+    batch_rows: int = Field(default=256, ge=1)
+    """Most rows that the engine is given at a time."""
+    batch_tokens: int = Field(default=16_384, ge=1)
+    """Most tokens that it is given at a time: prompts, inputs with padding, and answers at their longest."""
+    queue_rows: int = Field(default=4096, ge=1)
+    """Most rows that wait; more are refused."""
+    max_age_seconds: float = Field(default=1.0, ge=0)
+    """A row that has waited this long for its place in a batch is overtaken by none that came later."""
+
+
 class Config(Section):
     """Everything a job needs. A run is the part of it that decides its result (see `digest`)."""
 
@@ -376,6 +394,7 @@ class Config(Section):
     study: StudyConfig = StudyConfig()
     cluster: ClusterConfig = ClusterConfig()
     search: SearchConfig = SearchConfig()
+    serving: ServingConfig = ServingConfig()
 
     @model_validator(mode="after")
     def _check_places(self) -> Config:
@@ -429,13 +448,13 @@ class Config(Section):
     def digest(self, **facts: str) -> str:
         """Return the 12 hex digits that name the run: equal digests compute equal results.
 
-        Places and conveniences (`bank`, `runs`, `cluster`, `study`, `search`, cache, recomputation, checkpoint interval,
+        Places and conveniences (`bank`, `runs`, `cluster`, `study`, `search`, `serving`, cache, recomputation, checkpoint interval,
         event files, evaluation batch) do not enter.
 
         Args:
             **facts: Content hashes that the config only points at: data, backbone, prompts read from the bank.
         """
-        dump = self.model_dump(mode="json", exclude={"bank", "runs", "cluster", "study", "search"})
+        dump = self.model_dump(mode="json", exclude={"bank", "runs", "cluster", "study", "search", "serving"})
         for section, keys in _CONVENIENCES.items():
             for key in keys:
                 dump[section].pop(key)

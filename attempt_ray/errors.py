@@ -1,6 +1,6 @@
 """Every error that attempt-ray raises on purpose, as one tree.
 
-Each class carries exactly one string (got; wanted; what to do), so that it survives the trip
+Each class carries one string (got; wanted; what to do) and at most a number, so that it survives the trip
 through a Ray worker, and refines a standard exception, so that callers may catch either.
 
     AttemptError
@@ -13,7 +13,9 @@ through a Ray worker, and refines a standard exception, so that callers may catc
     ├── NonFiniteError (ArithmeticError) training met NaN or infinity and stopped
     ├── StoppedError (RuntimeError)      a run was asked to stop; the same command goes on with it
     ├── DroppedError (RuntimeError)      a run whose result nobody wants any longer
-    └── ClusterError (RuntimeError)      the Ray cluster cannot run what was asked
+    ├── ClusterError (RuntimeError)      the Ray cluster cannot run what was asked
+    ├── OverloadedError (RuntimeError)   a request was refused for want of room; it may be sent again later
+    └── DeadlineError (TimeoutError)     a request was not answered in the time it had
 """
 
 from __future__ import annotations
@@ -64,6 +66,25 @@ class DroppedError(AttemptError, RuntimeError):
 
 class ClusterError(AttemptError, RuntimeError):
     """The Ray cluster cannot run what was asked."""
+
+
+class OverloadedError(AttemptError, RuntimeError):
+    """A request was refused for want of room; it may be sent again.
+
+    Attributes:
+        retry_after_seconds: Whole seconds after which there should be room.
+    """
+
+    def __init__(self, message: str, retry_after_seconds: int = 1) -> None:
+        super().__init__(message, retry_after_seconds)
+        self.retry_after_seconds = retry_after_seconds
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class DeadlineError(AttemptError, TimeoutError):
+    """A request was not answered in the time it had."""
 
 
 def unknown_name(kind: str, got: str, known: Iterable[str]) -> str:

@@ -194,7 +194,8 @@ def target_config(config: Config, *, label: str, tasks: tuple[str, ...], seed: i
 def study_name(config: Config) -> str:
     """Return the name of the study's directory: equal studies, in whatever place, share it."""
     text = json.dumps(
-        config.model_dump(mode="json", exclude={"bank", "runs", "cluster", "search"}), sort_keys=True
+        config.model_dump(mode="json", exclude={"bank", "runs", "cluster", "search", "serving"}),
+        sort_keys=True,
     )
     return f"study-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 

@@ -10,11 +10,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from attempt_ray.config import Config
-from attempt_ray.errors import ConfigError, DataError
+from attempt_ray.errors import AttemptError, ConfigError, DataError
 from jobs.watch import Screen
 
 if TYPE_CHECKING:
-    from attempt_ray.model.methods import Method
+    from attempt_ray.model.answering import Answerer
     from attempt_ray.tasks import Task
 
 Row = Mapping[str, Any]
@@ -36,8 +36,8 @@ def predict(
     """
     from attempt_ray.bank.store import Bank
     from attempt_ray.data.encoding import template_options
+    from attempt_ray.model.answering import Answerer
     from attempt_ray.model.backbone import load_backbone
-    from attempt_ray.model.published import load_published
     from attempt_ray.tasks import get_task
 
     task = get_task(task_name, config.data.user_tasks)
@@ -46,55 +46,70 @@ def predict(
     texts = [task.source_text(row, template_options(config.data)) for row in rows]
     bank = Bank(config.bank)
     reference = bank.resolve(prompt or f"target/{task.name}").reference
-    method, loaded = load_published(
-        bank, reference, backbone=load_backbone(config.backbone, config.device), task=task.name
+    answerer = Answerer(
+        load_backbone(config.backbone, config.device),
+        bank,
+        prompt_bytes=config.serving.prompt_bytes,
+        pass_tokens=config.serving.pass_tokens,
     )
-    answers = answer(method, task, texts, config=config)
+    answers = answer(answerer, task, texts, prompt=reference, config=config)
     with Screen() as screen:
         for found in answers:
             screen.say(_line(found))
-    return {"job": "predict", "task": task.name, "prompt": loaded.version.reference, "answers": answers}
+    return {"job": "predict", "task": task.name, "prompt": reference, "answers": answers}
 
 
-def answer(method: Method, task: Task, texts: Sequence[str], *, config: Config) -> list[dict[str, Any]]:
-    """Return an answer for every text, in order: label probabilities for closed tasks, free text for open ones."""
-    from attempt_ray.data.batching import evaluation_batches
-    from attempt_ray.data.encoding import encode_examples
-    from attempt_ray.tasks import Example
+def answer(
+    answerer: Answerer, task: Task, texts: Sequence[str], *, prompt: str, config: Config
+) -> list[dict[str, Any]]:
+    """Return an answer for every text, in order: label probabilities for closed tasks, free text for open ones.
 
-    backbone = method.backbone
-    split = encode_examples(
-        task,
-        [Example(source=text, target="") for text in texts],
-        backbone.tokenizer,
-        max_source_tokens=config.data.max_source_tokens,
-    )
+    Args:
+        answerer: The backbone and the bank.
+        task: What decides label words and lengths.
+        texts: Inputs, rendered.
+        prompt: Reference of the prompt's version, with its number.
+        config: Decoding and sizes.
+
+    Raises:
+        AttemptError: The prompt cannot be used.
+    """
+    import torch
+
+    from attempt_ray.data.encoding import encode_input
+    from attempt_ray.model.answering import Question
+
     labels = task.labels.get(config.data.label_words, ())
     words = task.labels.get("words", labels)
-    candidates = backbone.encode_candidates(labels) if labels else None
-    longest = min(config.evaluation.max_new_tokens, task.max_target_tokens)
-    found: list[dict[str, Any]] = [{} for _ in texts]
-    rows = config.evaluation.batch_rows
-    for batch in evaluation_batches(split, rows=rows, task_index=0, pad_id=backbone.pad_id):
-        on_device = batch.to(backbone.device)
-        if candidates is not None:
-            scores, weights = method.score_labels(on_device, candidates)
-            shares = scores.softmax(dim=-1).tolist()
-            answers = [
-                {
-                    "answer": labels[share.index(max(share))],
-                    "meaning": words[share.index(max(share))],
-                    "probabilities": dict(zip(words, share, strict=True)),
-                }
-                for share in shares
-            ]
-        else:
-            ids, weights = method.generate(on_device, max_new_tokens=longest)
-            answers = [{"answer": text} for text in backbone.decode(ids)]
-        mixed = [None] * len(answers) if weights is None else weights.tolist()
-        for row, given, share in zip(batch.row_B.tolist(), answers, mixed, strict=True):
-            attention = None if share is None else dict(zip(method.candidates, share, strict=True))
-            found[row] = {"text": texts[row], **given, "attention": attention}
+    encoded = [
+        encode_input(
+            text,
+            answerer.backbone.tokenizer,
+            max_source_tokens=config.data.max_source_tokens or task.max_source_tokens,
+        )
+        for text in texts
+    ]
+    questions = [
+        Question(
+            prompt=prompt,
+            ids=one.ids,
+            labels=labels,
+            decode=config.evaluation.decode,
+            max_new_tokens=min(config.evaluation.max_new_tokens, task.max_target_tokens),
+        )
+        for one in encoded
+    ]
+    found: list[dict[str, Any]] = []
+    for start in range(0, len(questions), config.evaluation.batch_rows):
+        for reply in answerer.answer(questions[start : start + config.evaluation.batch_rows]):
+            if isinstance(reply, AttemptError):
+                raise reply
+            given: dict[str, Any] = {"answer": reply.text}
+            if labels:
+                shares = torch.tensor(reply.logprobs).softmax(dim=-1).tolist()
+                given["meaning"] = None if reply.label is None else words[reply.label]
+                given["probabilities"] = dict(zip(words, shares, strict=True))
+            found.append({"text": texts[len(found)], **given, "attention": reply.weights})
     return found
 
 
@@ -132,8 +147,8 @@ def read_rows(fields: Sequence[str], lines: Iterable[str]) -> list[dict[str, Any
 
 
 def _line(found: Mapping[str, Any]) -> str:
-    if "probabilities" in found:
-        text = f"{found['answer']} ({found['meaning']}, {max(found['probabilities'].values()):.0%})"
+    if found.get("meaning") is not None:
+        text = f"{found['answer']} ({found['meaning']}, {found['probabilities'][found['meaning']]:.0%})"
     else:
         text = found["answer"] or "(nothing)"
     if found["attention"]:

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 IntArray = npt.NDArray[np.int64]
 Role = Literal["train", "dev", "test"]
 
+_NO_END = "the tokenizer does not end every text with </s>, as T5's does; save it with a post-processor that adds it"
 _SCHEMA = 1
 _CHUNK_ROWS = 1000
 _TOKENS = pa.schema([("input_ids", pa.list_(pa.int32())), ("label_ids", pa.list_(pa.int32()))])
@@ -96,6 +97,15 @@ class EncodedTask:
     train: EncodedSplit
     dev: EncodedSplit
     test: EncodedSplit
+
+
+class EncodedInput(NamedTuple):
+    """One input as token ids."""
+
+    ids: list[int]
+    """Token ids, the end token last."""
+    truncated: bool
+    """Whether the text was longer than the task's limit and lost its end."""
 
 
 def template_options(data: DataConfig) -> TemplateOptions:
@@ -164,6 +174,20 @@ def encode_examples(
     )
 
 
+def encode_input(text: str, tokenizer: PreTrainedTokenizerBase, *, max_source_tokens: int) -> EncodedInput:
+    """Tokenise one input text, as the training rows were.
+
+    Raises:
+        BackboneError: The tokenizer does not end texts with `</s>`.
+    """
+    ids: list[int] = tokenizer(text, verbose=False)["input_ids"]
+    if not ids or ids[-1] != tokenizer.eos_token_id:
+        raise BackboneError(_NO_END)
+    if len(ids) <= max_source_tokens:
+        return EncodedInput(ids, truncated=False)
+    return EncodedInput([*ids[: max_source_tokens - 1], ids[-1]], truncated=True)
+
+
 class _Ragged:
     """Integer lists of unequal length, as one flat array and its offsets."""
 
@@ -224,9 +248,7 @@ class _Encoder:
         offsets = np.cumsum([0, *(len(row) for row in ids)], dtype=np.int32)
         flat = np.fromiter(chain.from_iterable(ids), dtype=np.int32, count=int(offsets[-1]))
         if (np.diff(offsets) == 0).any() or (flat[offsets[1:] - 1] != self._tokenizer.eos_token_id).any():
-            raise BackboneError(
-                "the tokenizer does not end every text with </s>, as T5's does; save it with a post-processor that adds it"
-            )
+            raise BackboneError(_NO_END)
         self._hash.update(offsets.astype("<i4").tobytes())
         self._hash.update(flat.astype("<i4").tobytes())
         return pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat))

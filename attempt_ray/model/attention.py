@@ -89,9 +89,8 @@ class PromptAttention(nn.Module):
         pooled_BH = pool_tokens(embedded_BTH, mask_BT)
         if self.pooling == "masked":
             return pooled_BH
-        pad_H = self.get_buffer("pad_embedding_H").float()
         padded_B = mask_BT.sum(dim=1) < self.authors_width
-        return torch.where(padded_B[:, None], torch.maximum(pooled_BH, pad_H), pooled_BH)
+        return join_padding(pooled_BH, self.get_buffer("pad_embedding_H"), padded_B=padded_B)
 
     def forward(
         self, embedded_BTH: Tensor, mask_BT: Tensor, keys_SH: Tensor, target_keys_BH: Tensor | None
@@ -119,10 +118,20 @@ class PromptAttention(nn.Module):
         if self.center_H is not None:
             pooled_BH = pooled_BH - self.center_H
         query_BH: Tensor = self.norm(self.up(nn.functional.silu(self.down(pooled_BH))))
-        scores_BK = query_BH @ keys_SH.T
-        if target_keys_BH is not None:
-            scores_BK = torch.cat([scores_BK, (query_BH * target_keys_BH).sum(dim=-1, keepdim=True)], dim=-1)
-        return scores_BK / self.divisor
+        return score_keys(query_BH, keys_SH, target_keys_BH) / self.divisor
+
+
+def score_keys(query_BH: Tensor, keys_SH: Tensor, target_keys_BH: Tensor | None) -> Tensor:
+    """Return the undivided scores_BK of the pooled candidates (paper equation 2); without target keys, K is S."""
+    scores_BK = query_BH @ keys_SH.T
+    if target_keys_BH is None:
+        return scores_BK
+    return torch.cat([scores_BK, (query_BH * target_keys_BH).sum(dim=-1, keepdim=True)], dim=-1)
+
+
+def join_padding(pooled_BH: Tensor, pad_embedding_H: Tensor, *, padded_B: Tensor) -> Tensor:
+    """Return pooled_BH with the padding token in the maximum of the rows that `padded_B` marks (authors' code)."""
+    return torch.where(padded_B[:, None], torch.maximum(pooled_BH, pad_embedding_H.float()), pooled_BH)
 
 
 def pool_tokens(embedded_BTH: Tensor, mask_BT: Tensor) -> Tensor:

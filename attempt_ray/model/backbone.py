@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import torch
 from safetensors import SafetensorError
@@ -29,6 +29,11 @@ from attempt_ray.model.precision import choose_precision, rows_stand_alone
 
 IGNORED = -100
 """Label id that stands for padding."""
+
+MOST_TOKENS_CPU = 2048
+"""Most tokens of a forward pass that trainings or tasks share on a processor: they stay in its caches."""
+MOST_TOKENS_GPU = 65_536
+"""The same on a GPU, which they fill."""
 
 PACKAGED = Path(__file__).parents[1] / "backbones"
 """Backbones that ship in the package, one directory each."""
@@ -79,6 +84,24 @@ class Segment:
     """Label ids, padded with -100."""
     seed: int | None = None
     """Seed of its dropout; None draws from the global generator."""
+
+
+class Memory(NamedTuple):
+    """What the decoder attends to."""
+
+    encoded_BTH: Tensor
+    """The encoder's output."""
+    mask_BT: Tensor
+    """True on prompt and real tokens."""
+
+
+class CandidateScores(NamedTuple):
+    """What the decoder makes of each row's candidate answers."""
+
+    logprob_BC: Tensor
+    """Log probability in nats of each candidate, its end token included, in float32."""
+    greedy_B: Tensor
+    """Index of the candidate that is the greedy answer over the whole vocabulary; -1 where it is none of them."""
 
 
 class Backbone(nn.Module):
@@ -207,18 +230,17 @@ class Backbone(nn.Module):
                 decoder over all of them shows which rows answer greedily with one; only the others are decoded token
                 by token. The answers are the same.
         """
-        encoded_BTH, mask_BT = self._encode(prompts_BPH, embedded_BTH, mask_BT)
+        (memory,) = self.encode_inputs([(prompts_BPH, embedded_BTH, mask_BT)])
         if candidates_CL is None:
-            return self._greedy(encoded_BTH, mask_BT, max_new_tokens=max_new_tokens)
+            return self._greedy(memory, max_new_tokens=max_new_tokens)
         labels_CL = candidates_CL.to(mask_BT.device)
-        (logits_BCLV,) = self._decode_candidates(encoded_BTH, mask_BT, labels_CL)
-        # A candidate is the greedy answer where each of its tokens is the best after those before it.
-        followed_BC = ((logits_BCLV.argmax(dim=-1) == labels_CL) | (labels_CL == IGNORED)).all(dim=-1)
-        known_B = followed_BC.any(dim=-1)
-        answers_BL = labels_CL.where(labels_CL != IGNORED, self.pad_id)[followed_BC.int().argmax(dim=-1)]
+        (scores,) = self.score_candidates([memory], [labels_CL.expand(len(mask_BT), -1, -1)])
+        known_B = scores.greedy_B >= 0
+        answers_BL = labels_CL.where(labels_CL != IGNORED, self.pad_id)[scores.greedy_B]
         if known_B.all():
             return answers_BL
-        others_BL = self._greedy(encoded_BTH[~known_B], mask_BT[~known_B], max_new_tokens=max_new_tokens)
+        others = Memory(memory.encoded_BTH[~known_B], memory.mask_BT[~known_B])
+        others_BL = self._greedy(others, max_new_tokens=max_new_tokens)
         width = max(answers_BL.shape[1], others_BL.shape[1])
         answers_BL, others_BL = (
             nn.functional.pad(ids_BL, (0, width - ids_BL.shape[1]), value=self.pad_id)
@@ -241,12 +263,77 @@ class Backbone(nn.Module):
             mask_BT: True on real tokens.
             candidates_CL: Token ids of the candidates, padded with -100; see `encode_candidates`.
         """
-        encoded_BTH, mask_BT = self._encode(prompts_BPH, embedded_BTH, mask_BT)
-        labels_CL = candidates_CL.to(mask_BT.device)
-        (logits_BCLV,) = self._decode_candidates(encoded_BTH, mask_BT, labels_CL)
-        labels_BCL = labels_CL.expand(len(mask_BT), -1, -1)
-        loss_NL = _cross_entropy(logits_BCLV.flatten(0, 1), labels_BCL.flatten(0, 1))
-        return -loss_NL.sum(dim=-1).view(labels_BCL.shape[:2])
+        (memory,) = self.encode_inputs([(prompts_BPH, embedded_BTH, mask_BT)])
+        candidates_BCL = candidates_CL.to(mask_BT.device).expand(len(mask_BT), -1, -1)
+        (scores,) = self.score_candidates([memory], [candidates_BCL])
+        return scores.logprob_BC
+
+    @torch.no_grad()
+    def encode_inputs(self, inputs: Sequence[tuple[Tensor | None, Tensor, Tensor]]) -> list[Memory]:
+        """Return what the decoder attends to in rows of several padded widths, from one forward pass.
+
+        Rows of unlike width do not pad one another, and what a row comes to does not depend on the others. Call in eval
+        mode.
+
+        Args:
+            inputs: Of every width the instance prompts [B, P, H] (None for the plain input), the token embeddings
+                [B, T, H] as `embed` returns them, and their mask [B, T].
+        """
+        rows, masks = zip(*(self._prepend(*one) for one in inputs), strict=True)
+        return [Memory(*found) for found in zip(self._forward().encode(rows, masks), masks, strict=True)]
+
+    @torch.no_grad()
+    def score_candidates(
+        self, memories: Sequence[Memory], candidates: Sequence[Tensor]
+    ) -> list[CandidateScores]:
+        """Return what the decoder makes of every row's own candidate answers, from one forward pass.
+
+        Where each token of a candidate is the best after those before it, the candidate *is* the greedy answer. Call in
+        eval mode.
+
+        Args:
+            memories: Rows as `encode_inputs` returns them.
+            candidates: Of each of them the token ids [B, C, L], padded with -100; see `encode_candidates`.
+        """
+        ids = [self.model.prepare_decoder_input_ids_from_labels(labels_BCL) for labels_BCL in candidates]
+        encoded, masks = zip(*memories, strict=True)
+        found = []
+        for logits_BCLV, labels_BCL in zip(
+            self._forward().decode(encoded, masks, ids), candidates, strict=True
+        ):
+            loss_NL = _cross_entropy(logits_BCLV.flatten(0, 1), labels_BCL.flatten(0, 1))
+            followed_BC = ((logits_BCLV.argmax(dim=-1) == labels_BCL) | (labels_BCL == IGNORED)).all(dim=-1)
+            first_B = followed_BC.int().argmax(dim=-1)
+            found.append(
+                CandidateScores(
+                    logprob_BC=-loss_NL.sum(dim=-1).view(labels_BCL.shape[:2]),
+                    greedy_B=first_B.where(followed_BC.any(dim=-1), -1),
+                )
+            )
+        return found
+
+    @torch.no_grad()
+    def decode_greedily(self, memory: Memory, *, max_new_tokens: Sequence[int]) -> Iterator[Tensor]:
+        """Yield ids_B, the next token of every row's greedy answer, until all have ended; padding follows an end token.
+
+        Keys and values of the tokens before are kept. Call in eval mode.
+
+        Args:
+            memory: Rows as `encode_inputs` returns them.
+            max_new_tokens: Longest answer of each row.
+        """
+        device = memory.mask_BT.device
+        eos_ids, longest_B = (torch.tensor(ids, device=device) for ids in (self._eos_ids, max_new_tokens))
+        last_B = torch.full_like(longest_B, self._start_id())
+        open_B = torch.ones_like(last_B, dtype=torch.bool)
+        state = DecoderState()
+        for count in range(1, max(max_new_tokens) + 1):
+            logits_BV = self._forward().step(*memory, last_B, state)
+            last_B = logits_BV.argmax(dim=-1).where(open_B, self.pad_id)
+            yield last_B
+            open_B = open_B & ~torch.isin(last_B, eos_ids) & (longest_B > count)
+            if not open_B.any():
+                break
 
     def encode_candidates(self, answers: Sequence[str]) -> Tensor:
         """Return candidates_CL: the answers' token ids with their end token, padded with -100."""
@@ -261,9 +348,14 @@ class Backbone(nn.Module):
         ids = list(self.tokenizer(text).input_ids)
         return ids if ids and ids[-1] in self._eos_ids else [*ids, self._eos_ids[0]]
 
-    def decode(self, ids_BL: Tensor) -> list[str]:
-        """Return each row's text without special tokens or outer blanks."""
-        texts: list[str] = self.tokenizer.batch_decode(ids_BL.tolist(), skip_special_tokens=True)
+    def ends(self, token_id: int) -> bool:
+        """Whether a token ends an answer."""
+        return token_id in self._eos_ids
+
+    def decode(self, ids: Tensor | Sequence[Sequence[int]]) -> list[str]:
+        """Return the text of each row of ids [B, L], without special tokens or outer blanks."""
+        rows = ids.tolist() if isinstance(ids, Tensor) else ids
+        texts: list[str] = self.tokenizer.batch_decode(rows, skip_special_tokens=True)
         return [text.strip() for text in texts]
 
     def set_dropout(self, probability: float | None) -> None:
@@ -303,33 +395,10 @@ class Backbone(nn.Module):
         inputs_BTH = torch.cat([prompts_BPH.to(embedded_BTH.dtype), embedded_BTH], dim=1)
         return inputs_BTH, torch.cat([mask_BT.new_ones(prompts_BPH.shape[:2]), mask_BT], dim=1)
 
-    def _encode(
-        self, prompts_BPH: Tensor | None, embedded_BTH: Tensor, mask_BT: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        inputs_BTH, mask_BT = self._prepend(prompts_BPH, embedded_BTH, mask_BT)
-        (encoded_BTH,) = self._forward().encode([inputs_BTH], [mask_BT])
-        return encoded_BTH, mask_BT
-
-    def _greedy(self, encoded_BTH: Tensor, mask_BT: Tensor, *, max_new_tokens: int) -> Tensor:
+    def _greedy(self, memory: Memory, *, max_new_tokens: int) -> Tensor:
         """Return ids_BL as `generate` does, token by token."""
-        eos_ids = torch.tensor(self._eos_ids, device=mask_BT.device)
-        last_B = torch.full((len(mask_BT),), self._start_id(), device=mask_BT.device)
-        open_B = torch.ones_like(last_B, dtype=torch.bool)
-        state = DecoderState()
-        answer: list[Tensor] = []
-        for _ in range(max_new_tokens):
-            logits_BV = self._forward().step(encoded_BTH, mask_BT, last_B, state)
-            last_B = logits_BV.argmax(dim=-1).where(open_B, self.pad_id)
-            answer.append(last_B)
-            open_B = open_B & ~torch.isin(last_B, eos_ids)
-            if not open_B.any():
-                break
-        return torch.stack(answer, dim=1)
-
-    def _decode_candidates(self, encoded_BTH: Tensor, mask_BT: Tensor, labels_CL: Tensor) -> list[Tensor]:
-        """Return, in a list of one, logits_BCLV of every candidate's tokens after every row."""
-        ids_CL = self.model.prepare_decoder_input_ids_from_labels(labels_CL)
-        return self._forward().decode([encoded_BTH], [mask_BT], [ids_CL.expand(len(mask_BT), -1, -1)])
+        limits = [max_new_tokens] * len(memory.mask_BT)
+        return torch.stack(list(self.decode_greedily(memory, max_new_tokens=limits)), dim=1)
 
     def _forward(self) -> FrozenT5 | WholeT5:
         if self._pass is None:

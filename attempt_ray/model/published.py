@@ -44,14 +44,7 @@ def load_published(bank: Bank, reference: str, *, backbone: Backbone, task: str)
         raise BankError(
             f"{loaded.version} is a G, which answers nothing alone; name a prompt, such as target/{task}"
         )
-    made_for = BackboneRecord(
-        name=backbone.identity.name,
-        revision=backbone.identity.revision,
-        weights_sha256=backbone.identity.weights_sha256,
-        tokenizer_sha256=backbone.identity.tokenizer_sha256,
-        width=backbone.identity.width,
-    )
-    loaded.manifest.check_backbone(made_for)
+    loaded.manifest.check_backbone(backbone_record(backbone))
     prompts = SoftPrompts(_tensors(loaded)["prompt"][None])
     mixture = loaded.manifest.mixture
     method: Method
@@ -60,6 +53,18 @@ def load_published(bank: Bank, reference: str, *, backbone: Backbone, task: str)
     else:
         method = AttemptMixture(backbone, [task], _mixture(bank, mixture, prompts=prompts, backbone=backbone))
     return Published(method.to(backbone.device).eval(), loaded)
+
+
+def backbone_record(backbone: Backbone) -> BackboneRecord:
+    """Return what the bank remembers of a backbone."""
+    identity = backbone.identity
+    return BackboneRecord(
+        name=identity.name,
+        revision=identity.revision,
+        weights_sha256=identity.weights_sha256,
+        tokenizer_sha256=identity.tokenizer_sha256,
+        width=identity.width,
+    )
 
 
 def _mixture(bank: Bank, record: MixtureRecord, *, prompts: SoftPrompts, backbone: Backbone) -> PromptMixture:

@@ -34,6 +34,7 @@ from attempt_ray.model.attention import pool_tokens
 from attempt_ray.model.backbone import Backbone, load_backbone
 from attempt_ray.model.methods import Method, build_method, initial_prompts
 from attempt_ray.model.precision import Choice, choose_precision
+from attempt_ray.model.published import backbone_record
 from attempt_ray.model.soft_prompt import from_average, from_prompt
 from attempt_ray.tasks import all_tasks
 from attempt_ray.tasks.spec import Task
@@ -235,18 +236,6 @@ def gather(config: Config, *, rows: Literal["all", "test"] = "all") -> Ingredien
 def forget_backbone() -> None:
     """Drop the backbone that is kept for the next run of this process."""
     _loaded.clear()
-
-
-def backbone_record(backbone: Backbone) -> BackboneRecord:
-    """Return what the bank remembers of a backbone."""
-    identity = backbone.identity
-    return BackboneRecord(
-        name=identity.name,
-        revision=identity.revision,
-        weights_sha256=identity.weights_sha256,
-        tokenizer_sha256=identity.tokenizer_sha256,
-        width=identity.width,
-    )
 
 
 def _check(config: Config) -> None:

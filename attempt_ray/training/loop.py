@@ -22,16 +22,11 @@ from torch.optim import AdamW
 
 from attempt_ray.data.batching import Batch
 from attempt_ray.errors import ConfigError, NonFiniteError
-from attempt_ray.model.backbone import IGNORED
+from attempt_ray.model.backbone import IGNORED, MOST_TOKENS_CPU, MOST_TOKENS_GPU
 from attempt_ray.model.methods import Method, losses
 from attempt_ray.model.precision import FEW_ROWS
 from attempt_ray.training.optimizer import LinearSchedule, step_without
 from attempt_ray.training.parallel import ALONE, Team
-
-MOST_TOKENS_CPU = 2048
-"""Most tokens of a forward pass that several trainings share on a processor: they stay in its caches."""
-MOST_TOKENS_GPU = 65_536
-"""The same on a GPU, which they fill."""
 
 
 class Stream(Protocol):

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from attempt_ray.config import Config, parse
+from attempt_ray.model import backbone
 from attempt_ray.reporting.costs import step_memory, training_flops
 from attempt_ray.reporting.parameters import backbone_shape
 from attempt_ray.tasks import get_task
-from attempt_ray.training import loop
 from jobs import estimate as estimates
 from jobs import plan
 from jobs.estimate import estimate
@@ -80,7 +80,7 @@ def test_runs_that_share_a_pass_share_its_memory() -> None:
 
 
 def test_the_bounds_of_a_shared_pass_are_the_loops() -> None:
-    assert {"cpu": loop.MOST_TOKENS_CPU, "gpu": loop.MOST_TOKENS_GPU} == estimates.PASS_TOKENS
+    assert {"cpu": backbone.MOST_TOKENS_CPU, "gpu": backbone.MOST_TOKENS_GPU} == estimates.PASS_TOKENS
 
 
 def test_finished_runs_tell_the_rate(make_study: Callable[..., Config], tmp_path: Path) -> None:

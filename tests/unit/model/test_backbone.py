@@ -91,7 +91,7 @@ def test_likely_answers_tried_first_do_not_change_greedy_ones(make_backbone, kno
     monkeypatch.setattr(
         backbone,
         "_greedy",
-        lambda encoded, *rest, **more: stepped.append(len(encoded)) or greedy(encoded, *rest, **more),
+        lambda memory, **more: stepped.append(len(memory.mask_BT)) or greedy(memory, **more),
     )
     found_BL = backbone.generate(*given, max_new_tokens=4, candidates_CL=candidates_CL)
     width = max(found_BL.shape[1], greedy_BL.shape[1])
