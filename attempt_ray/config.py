@@ -1,7 +1,7 @@
 """Every knob of a run, with its unit, its default and the source of that default.
 
 Defaults are the paper's (Asai et al. 2022, arXiv 2205.11961), unless the docstring says otherwise;
-the presets under ``jobs/presets`` move them. A config is a tree of frozen pydantic sections that refuses
+the presets under ``attempt_ray/presets`` move them. A config is a tree of frozen pydantic sections that refuses
 unknown keys. It is read from YAML layers and ``section.key=value`` settings, later ones winning.
 """
 
@@ -18,6 +18,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError, model_validator
 
 from attempt_ray.errors import ConfigError, unknown_name
+
+PRESETS = Path(__file__).parent / "presets"
 
 TaskGroup = Literal["GLUE", "SuperGLUE", "MultiRC", "MRQA", "Others", "sources", "user"]
 
@@ -364,6 +366,70 @@ class ServingConfig(Section):
     """Most rows that wait; more are refused."""
     max_age_seconds: float = Field(default=1.0, ge=0)
     """A row that has waited this long for its place in a batch is overtaken by none that came later."""
+    follow_seconds: float = Field(default=0.5, gt=0)
+    """How often a replica looks for changes of the bank."""
+    shadow_percent: float = Field(default=0.0, ge=0, le=100)
+    """Share of a task's rows that its `candidate` answers too, unseen, to be compared."""
+    stall_seconds: float = Field(default=60.0, gt=0)
+    """A replica that computes one batch for longer than this is unhealthy and gets replaced."""
+    drain_seconds: float = Field(default=30.0, gt=0)
+    """How long a replica that leaves may take to answer what it has accepted."""
+    min_replicas: int = Field(default=1, ge=1)
+    """Engine replicas at least."""
+    max_replicas: int = Field(default=1, ge=1)
+    """Engine replicas at most; between the two, queued tokens decide."""
+    target_queued_tokens: int = Field(default=16_384, ge=1)
+    """Tokens that wait or run on a replica above which another is started."""
+    cpus_per_replica: float = Field(default=1.0, ge=0)
+    """CPU cores of an engine replica, which are its threads."""
+    gpus_per_replica: float = Field(default=0.0, ge=0)
+    """GPUs of an engine replica."""
+    ingress_replicas: int = Field(default=1, ge=1)
+    """Replicas of the HTTP side; each keeps the limits of `http` for itself."""
+    surge_percent: int = Field(default=100, ge=0, le=100)
+    """New replicas started before old ones leave, in percent; 0 needs no spare room and loses capacity meanwhile."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> ServingConfig:
+        if self.max_replicas < self.min_replicas:
+            raise ValueError(
+                f"max_replicas is {self.max_replicas}; wanted min_replicas ({self.min_replicas}) or more"
+            )
+        return self
+
+
+class HttpConfig(Section):
+    """What a deployment takes from its callers."""
+
+    keys: str | None = None
+    """File of API keys (`attempt keys`); None takes callers of this machine alone, without a key."""
+    hosts: tuple[str, ...] = ()
+    """Names under which it is reached, as callers write them in `Host`, without port; empty: any name with keys, and the
+    names of this machine's loopback without."""
+    max_body_bytes: int = Field(default=2**20, ge=1)
+    """Longest request body."""
+    max_header_bytes: int = Field(default=16_384, ge=256)
+    """Longest request head: names and values of all headers."""
+    max_json_depth: int = Field(default=32, ge=1)
+    """Deepest nesting of a body."""
+    body_seconds: float = Field(default=10.0, gt=0)
+    """How long a request may take to arrive."""
+    max_rows: int = Field(default=64, ge=1)
+    """Most rows of a request."""
+    max_text_chars: int = Field(default=20_000, ge=1)
+    """Most characters of one row: of its text, or of all its fields together."""
+    timeout_seconds: float = Field(default=30.0, gt=0)
+    """How long an answer is waited for where the request names no time."""
+    max_timeout_seconds: float = Field(default=300.0, gt=0)
+    """Longest time that a request may name."""
+    requests_per_second: float = Field(default=100.0, gt=0)
+    """Requests of one key, in the mean; without keys, of all callers together."""
+    burst_requests: int = Field(default=200, ge=1)
+    """Requests of one key at once, after a pause."""
+    concurrent_requests: int = Field(default=64, ge=1)
+    """Requests of one key under way."""
+    concurrent_requests_in_all: int = Field(default=256, ge=1)
+    """Requests under way; more are refused before they are read."""
 
 
 class Config(Section):
@@ -395,6 +461,7 @@ class Config(Section):
     cluster: ClusterConfig = ClusterConfig()
     search: SearchConfig = SearchConfig()
     serving: ServingConfig = ServingConfig()
+    http: HttpConfig = HttpConfig()
 
     @model_validator(mode="after")
     def _check_places(self) -> Config:
@@ -448,13 +515,15 @@ class Config(Section):
     def digest(self, **facts: str) -> str:
         """Return the 12 hex digits that name the run: equal digests compute equal results.
 
-        Places and conveniences (`bank`, `runs`, `cluster`, `study`, `search`, `serving`, cache, recomputation, checkpoint interval,
+        Places and conveniences (`bank`, `runs`, `cluster`, `study`, `search`, `serving`, `http`, cache, recomputation, checkpoint interval,
         event files, evaluation batch) do not enter.
 
         Args:
             **facts: Content hashes that the config only points at: data, backbone, prompts read from the bank.
         """
-        dump = self.model_dump(mode="json", exclude={"bank", "runs", "cluster", "study", "search", "serving"})
+        dump = self.model_dump(
+            mode="json", exclude={"bank", "runs", "cluster", "study", "search", "serving", "http"}
+        )
         for section, keys in _CONVENIENCES.items():
             for key in keys:
                 dump[section].pop(key)
@@ -592,6 +661,29 @@ def _parse(page: type[Page], layers: Iterable[Mapping[str, Any]]) -> Page:
         return page.model_validate(merged)
     except ValidationError as error:
         raise ConfigError(_first_problem(page, error)) from None
+
+
+def preset_names() -> list[str]:
+    """Return the name of every preset, such as `paper/t5-base`."""
+    return sorted(path.relative_to(PRESETS).with_suffix("").as_posix() for path in PRESETS.rglob("*.yaml"))
+
+
+def config_paths(names: Iterable[str]) -> list[Path]:
+    """Return the YAML file of every name: a file's path, or a preset.
+
+    Raises:
+        ConfigError: There is neither a file nor a preset of that name.
+    """
+    paths = []
+    for name in names:
+        preset = PRESETS / f"{name}.yaml"
+        if name in preset_names():
+            paths.append(preset)
+        elif Path(name).suffix in (".yaml", ".yml") or Path(name).is_file():
+            paths.append(Path(name).expanduser())
+        else:
+            raise ConfigError(unknown_name("preset or YAML file", name, preset_names()))
+    return paths
 
 
 def load(paths: Iterable[Path], settings: Iterable[str] = ()) -> Config:

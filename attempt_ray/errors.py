@@ -8,6 +8,7 @@ through a Ray worker, and refines a standard exception, so that callers may catc
     ├── DataError (ValueError)           rows, splits or labels that cannot be used
     ├── BackboneError (ValueError)       a backbone that cannot be loaded, or a prompt made for another
     ├── BankError (ValueError)           a prompt, version or alias that is not there or is refused
+    │   ├── NotFoundError                no such task, prompt, alias or version to serve
     │   └── IntegrityError               a stored file does not hold what was written
     ├── StorageError (OSError)           the disk or object store refused: full, read-only, unreachable
     ├── NonFiniteError (ArithmeticError) training met NaN or infinity and stopped
@@ -42,6 +43,10 @@ class BackboneError(AttemptError, ValueError):
 
 class BankError(AttemptError, ValueError):
     """A prompt, version or alias is not in the bank, or a change to it is refused."""
+
+
+class NotFoundError(BankError):
+    """There is no such task, prompt, alias or version to serve."""
 
 
 class IntegrityError(BankError):

@@ -1,4 +1,4 @@
-"""Where the jobs meet the person who types: presets, exit codes, one line of JSON, one line of error.
+"""Where the jobs meet the person who types: exit codes, one line of JSON, one line of error.
 
 Nothing heavy is imported at the top, so that `attempt --help` answers at once.
 """
@@ -9,15 +9,12 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     from attempt_ray.config import Config
-
-PRESETS = Path(__file__).parent / "presets"
 
 DONE, FAILED, MISTAKE, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 """Exit codes: all done; something broke; the user can mend it; Ctrl-C; SIGTERM."""
@@ -26,31 +23,6 @@ _LEAVE_SECONDS = 4.8
 
 Result = Mapping[str, Any]
 """What a job prints as JSON. Under `failed`, a list of `{"run", "error", "user_error"}` for what was set aside."""
-
-
-def preset_names() -> list[str]:
-    """Return the name of every preset, such as `paper/t5-base`."""
-    return sorted(path.relative_to(PRESETS).with_suffix("").as_posix() for path in PRESETS.rglob("*.yaml"))
-
-
-def config_paths(names: Iterable[str]) -> list[Path]:
-    """Return the YAML file of every name: a file's path, or a preset.
-
-    Raises:
-        ConfigError: There is neither a file nor a preset of that name.
-    """
-    from attempt_ray.errors import ConfigError, unknown_name
-
-    paths = []
-    for name in names:
-        preset = PRESETS / f"{name}.yaml"
-        if name in preset_names():
-            paths.append(preset)
-        elif Path(name).suffix in (".yaml", ".yml") or Path(name).is_file():
-            paths.append(Path(name).expanduser())
-        else:
-            raise ConfigError(unknown_name("preset or YAML file", name, preset_names()))
-    return paths
 
 
 def load_config(names: Sequence[str], settings: Sequence[str] = ()) -> Config:
@@ -63,7 +35,7 @@ def load_config(names: Sequence[str], settings: Sequence[str] = ()) -> Config:
     from attempt_ray import config
     from attempt_ray.orchestration.ray_job import check_places
 
-    page = config.load(config_paths(names), settings)
+    page = config.load(config.config_paths(names), settings)
     check_places(page)
     return page
 

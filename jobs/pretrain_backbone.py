@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from jobs.edge import config_paths, perform
+from jobs.edge import perform
 
 
 def pretrain_backbone(configs: Sequence[str], settings: Sequence[str] = ()) -> dict[str, Any]:
@@ -15,7 +15,7 @@ def pretrain_backbone(configs: Sequence[str], settings: Sequence[str] = ()) -> d
     Raises:
         AttemptError: Something cannot be used; nothing was trained.
     """
-    from attempt_ray.config import load_pretrain
+    from attempt_ray.config import config_paths, load_pretrain
     from attempt_ray.training.pretraining import PretrainProgress, pretrain
     from jobs.watch import step_bar
 

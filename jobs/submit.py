@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attempt_ray import __version__
-from attempt_ray.config import ClusterConfig, Config
+from attempt_ray.config import ClusterConfig, Config, preset_names
 from attempt_ray.errors import ClusterError, ConfigError, unknown_name
 from attempt_ray.orchestration.ray_job import check_places
 from attempt_ray.orchestration.study import Job
 from jobs import plan
-from jobs.edge import DONE, FAILED, INTERRUPTED, TERMINATED, load_config, one_line, preset_names, tell
+from jobs.edge import DONE, FAILED, INTERRUPTED, TERMINATED, load_config, one_line, tell
 from jobs.estimate import Estimate, estimate
 from jobs.run_pipeline import all_jobs
 from jobs.search_plan import plan_search

@@ -39,7 +39,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--preset", type=Path, default=Path("jobs/presets/embedded.yaml"))
+    parser.add_argument("--preset", type=Path, default=Path("attempt_ray/presets/embedded.yaml"))
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as root:

@@ -6,14 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from attempt_ray.config import BackboneConfig, PretrainConfig
+from attempt_ray.config import PRESETS, BackboneConfig, PretrainConfig
 from attempt_ray.data.microworld import MINIATURES, rows, skills
 from attempt_ray.data.microworld.world import Speaker
 from attempt_ray.model.backbone import PACKAGED, Backbone, load_backbone
 from attempt_ray.tasks import TASKS
 from attempt_ray.tasks.spec import TemplateOptions
 from attempt_ray.training.pretraining import exact_match
-from jobs.edge import PRESETS
 
 NANO = PACKAGED / "nano"
 

@@ -4,10 +4,11 @@ from itertools import product
 
 import pytest
 
+from attempt_ray.config import preset_names
 from attempt_ray.data.microworld import PARENTS
 from attempt_ray.tasks import GROUPS, TARGET_TASKS
 from jobs import plan
-from jobs.edge import load_config, preset_names
+from jobs.edge import load_config
 from jobs.run_pipeline import all_jobs
 
 SIZES = ("small", "base", "large", "3b")

@@ -18,7 +18,7 @@ MakeSearch = Callable[..., Config]
 
 def paper(*tasks: str, **changes: Any) -> Config:
     """Return a config of the paper's tasks, on a backbone of known shape."""
-    preset = load([ROOT / "jobs" / "presets" / "paper" / "t5-small.yaml"])
+    preset = load([ROOT / "attempt_ray" / "presets" / "paper" / "t5-small.yaml"])
     return parse([preset.model_dump(), {"tasks": list(tasks)}, changes])
 
 
@@ -116,7 +116,7 @@ def test_the_space_is_that_of_the_tasks_group(tasks: list[str], space: str) -> N
 
 
 def test_embedded_tasks_have_a_space_of_their_own() -> None:
-    config = load([ROOT / "jobs" / "presets" / "embedded.yaml"])
+    config = load([ROOT / "attempt_ray" / "presets" / "embedded.yaml"])
     assert plan_search(config.updated(tasks=("rte", "cb"))).space.name == "embedded"
 
 

@@ -22,7 +22,7 @@ def knob(**given: Any) -> Knob:
 @pytest.mark.parametrize("name", SPACES)
 def test_every_space_fits_the_config_and_knows_the_papers_point(name: str) -> None:
     space = load_space(name, SPACES)
-    config = load([ROOT / "jobs" / "presets" / f"{PRESETS[name]}.yaml"])
+    config = load([ROOT / "attempt_ray" / "presets" / f"{PRESETS[name]}.yaml"])
     check_space(space, config)
     assert space.name == name
     tried = space.apply(config, space.known[0])
@@ -45,7 +45,7 @@ def test_what_is_asked_depends_on_what_was_chosen_before() -> None:
     assert not by_key["attention.auto_logit"].asked({"temperature": "absolute"})
     assert not by_key["attention.temperature"].asked({})
     assert by_key["attention.bottleneck"].asked({"study.prior": False})
-    config = load([ROOT / "jobs" / "presets" / "embedded.yaml"])
+    config = load([ROOT / "attempt_ray" / "presets" / "embedded.yaml"])
     assert space.apply(config, space.known[1]).attention.temperature == "auto"
 
 
@@ -180,7 +180,7 @@ def test_what_is_no_space_is_refused_in_one_line(
 
 
 def test_every_pair_of_choices_makes_a_config() -> None:
-    config = load([ROOT / "jobs" / "presets" / "embedded.yaml"])
+    config = load([ROOT / "attempt_ray" / "presets" / "embedded.yaml"])
     space = load_space("embedded", SPACES)
     choices = [one for one in space.knobs if isinstance(one.domain, Choice)]
     for first, second in itertools.combinations(choices, 2):
