@@ -89,6 +89,8 @@ class RowOut(Message):
     """Tokens of the input that were read, the prompt not counted."""
     output_tokens: int
     """Tokens of the answer, its end token included."""
+    finished: bool = True
+    """Whether the answer came to its end; false where the limit of tokens cut it off."""
 
 
 class PredictResponse(Message):
