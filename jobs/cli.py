@@ -583,6 +583,43 @@ def bank_rollback(reference: ReferenceText, bank: BankPlace = "bank") -> None:
         typer.echo(f"{alias}: {Bank(bank).rollback(wanted.kind, wanted.name, alias=alias).reference}")
 
 
+@bank_app.command("canary")
+def bank_canary(
+    reference: ReferenceText,
+    percent: Annotated[float, typer.Option("--percent", help="Share of the rows that it answers.")] = 10.0,
+    max_error_rate: Annotated[
+        float,
+        typer.Option("--max-error-rate", help="Share of its rows that may fail before it is rolled back."),
+    ] = 0.05,
+    min_rows: Annotated[
+        int, typer.Option("--min-rows", help="Rows it answers before its errors are judged.")
+    ] = 20,
+    stop: Annotated[bool, typer.Option("--stop", help="End the trial under way.")] = False,
+    bank: BankPlace = "bank",
+) -> None:
+    """Let a version answer a share of what the champion would, in deployments that follow this bank."""
+    with one_line_errors():
+        from jobs.show import end_canary, start_canary
+
+        if stop:
+            typer.echo(end_canary(bank, reference))
+        else:
+            typer.echo(
+                start_canary(
+                    bank, reference, percent=percent, max_error_rate=max_error_rate, min_rows=min_rows
+                )
+            )
+
+
+@bank_app.command("remove")
+def bank_remove(reference: ReferenceText, bank: BankPlace = "bank") -> None:
+    """Remove a version that nothing points to; its number is not given again."""
+    with one_line_errors():
+        from attempt_ray.bank.store import Bank
+
+        typer.echo(f"removed: {Bank(bank).remove(reference).reference}")
+
+
 @bank_app.command("export")
 def bank_export(
     reference: ReferenceText,
