@@ -692,7 +692,7 @@ def load(paths: Iterable[Path], settings: Iterable[str] = ()) -> Config:
     Raises:
         ConfigError: A file is missing or not a YAML mapping, a setting is malformed, or a key or value is refused.
     """
-    return parse(_layers(paths, settings))
+    return parse(load_layers(paths, settings))
 
 
 def load_pretrain(paths: Iterable[Path], settings: Iterable[str] = ()) -> PretrainConfig:
@@ -701,10 +701,15 @@ def load_pretrain(paths: Iterable[Path], settings: Iterable[str] = ()) -> Pretra
     Raises:
         ConfigError: As for `load`.
     """
-    return _parse(PretrainConfig, _layers(paths, settings))
+    return _parse(PretrainConfig, load_layers(paths, settings))
 
 
-def _layers(paths: Iterable[Path], settings: Iterable[str]) -> list[Mapping[str, Any]]:
+def load_layers(paths: Iterable[Path], settings: Iterable[str] = ()) -> list[Mapping[str, Any]]:
+    """Return what YAML files and `section.key=value` settings hold, for `parse`.
+
+    Raises:
+        ConfigError: A file is missing or not a YAML mapping, or a setting is malformed.
+    """
     layers: list[Mapping[str, Any]] = []
     for path in paths:
         try:

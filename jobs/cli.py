@@ -43,6 +43,13 @@ tune_app = typer.Typer(
 )
 app.add_typer(tune_app, name="tune")
 
+serve_app = typer.Typer(
+    help="Answer requests over HTTP with prompts of the bank.",
+    invoke_without_command=True,
+    **_SETTINGS,
+)
+app.add_typer(serve_app, name="serve")
+
 Configs = Annotated[
     list[str] | None,
     typer.Option(
@@ -89,6 +96,9 @@ StudyPlace = Annotated[
     ),
 ]
 SearchesPlace = Annotated[str, typer.Option("--directory", help="Directory of search directories.")]
+Host = Annotated[str, typer.Option("--host", help="Address to listen on.")]
+Port = Annotated[int, typer.Option("--port", min=1, max=65535, help="Port to listen on.")]
+ServeFile = Annotated[Path, typer.Argument(metavar="FILE", help="A serve_config.yaml.")]
 Prompt = Annotated[
     str | None,
     typer.Option("--prompt", help="Prompt of the bank; default: target/<task>.", metavar="REFERENCE"),
@@ -517,6 +527,60 @@ def tasks(
         else:
             facts = task_facts(name, files)
             typer.echo(json.dumps(facts) if as_json else task_text(facts))
+
+
+@serve_app.callback()
+def serve(
+    context: typer.Context,
+    config: Configs = None,
+    settings: Settings = None,
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
+) -> None:
+    """Serve on this machine until Ctrl-C, or `check`, `build` and `deploy` a serve_config.yaml."""
+    if context.invoked_subcommand is not None:
+        return
+    with one_line_errors():
+        from jobs.serve import serve_here
+
+        serve_here(load_config(config or [], settings or []), host=host, port=port)
+
+
+@serve_app.command("check")
+def serve_check(file: ServeFile) -> None:
+    """Read a serve_config.yaml strictly: Serve itself takes keys that it does not know."""
+
+    def call() -> Mapping[str, Any]:
+        from jobs.serve import check_file
+
+        return check_file(file)
+
+    perform(call)
+
+
+@serve_app.command("build")
+def serve_build(
+    config: Configs = None, settings: Settings = None, host: Host = "127.0.0.1", port: Port = 8000
+) -> None:
+    """Print a serve_config.yaml of presets, files and settings."""
+    with one_line_errors():
+        from jobs.serve import file_of
+
+        typer.echo(file_of(config or [], settings or [], host=host, port=port).rstrip())
+
+
+@serve_app.command("deploy")
+def serve_deploy(
+    file: ServeFile, address: Address = None, token_file: TokenFile = None, without_token: WithoutToken = False
+) -> None:
+    """Send a serve_config.yaml to a cluster."""
+
+    def call() -> Mapping[str, Any]:
+        from jobs.serve import deploy
+
+        return deploy(file, address=address, token_file=token_file, without_token=without_token)
+
+    perform(call)
 
 
 @bank_app.command("list")
