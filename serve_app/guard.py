@@ -1,6 +1,7 @@
 """What stands in front of the HTTP side: who may ask what, and how much of it.
 
-A request that reaches the application came from a caller who may send it, in a body that is small, whole and sound. The order of the checks is that of `Guard._admit`: what costs least and tells a stranger nothing comes first.
+A request that reaches the application came from a caller who may send it, in a body that is small, whole and sound. The
+order of the checks is that of `Guard._admit`: what costs least and tells a stranger nothing comes first.
 """
 
 from __future__ import annotations
