@@ -410,7 +410,7 @@ class HttpConfig(Section):
     """Longest request body."""
     max_header_bytes: int = Field(default=16_384, ge=256)
     """Longest request head: names and values of all headers."""
-    max_json_depth: int = Field(default=32, ge=1)
+    max_json_depth: int = Field(default=32, ge=1, le=200)
     """Deepest nesting of a body."""
     body_seconds: float = Field(default=10.0, gt=0)
     """How long a request may take to arrive."""

@@ -33,9 +33,13 @@ runs_app = typer.Typer(help="Look at run directories.", no_args_is_help=True, **
 jobs_app = typer.Typer(
     help="Look at the jobs of a Ray cluster, and stop them.", no_args_is_help=True, **_SETTINGS
 )
+keys_app = typer.Typer(
+    help="Make and revoke the API keys of a deployment.", no_args_is_help=True, **_SETTINGS
+)
 app.add_typer(bank_app, name="bank")
 app.add_typer(runs_app, name="runs")
 app.add_typer(jobs_app, name="jobs")
+app.add_typer(keys_app, name="keys")
 tune_app = typer.Typer(
     help="Search settings on dev rows, test what was found, and look at searches.",
     invoke_without_command=True,
@@ -112,6 +116,15 @@ class Precision(StrEnum):
     bfloat16 = "bfloat16"
 
 
+class KeyRole(StrEnum):
+    """What an API key may do."""
+
+    infer = "infer"
+    admin = "admin"
+
+
+KeysFile = Annotated[Path, typer.Option("--file", help="File of API keys.", metavar="FILE")]
+KeyId = Annotated[str, typer.Argument(metavar="ID", help="Id of a key, as `keys list` shows it.")]
 ReferenceText = Annotated[
     str, typer.Argument(metavar="REFERENCE", help="kind/name, kind/name@v3 or kind/name@alias.")
 ]
@@ -707,6 +720,61 @@ def bank_import(
         from attempt_ray.bank.store import Bank
 
         typer.echo(Bank(bank).import_(directory).reference)
+
+
+@keys_app.command("add")
+def keys_add(
+    name: Annotated[str, typer.Argument(help="Who gets the key.")],
+    role: Annotated[
+        KeyRole, typer.Option("--role", help="infer asks; admin also changes what is served.")
+    ] = KeyRole.infer,
+    days: Annotated[
+        float | None, typer.Option("--days", help="How long it is good for; default: for ever.")
+    ] = None,
+    file: KeysFile = Path("keys.json"),
+    as_json: AsJson = False,
+) -> None:
+    """Make a key and print it, this once."""
+    with one_line_errors():
+        from jobs.keys import add_key
+
+        add_key(file, name, role=role.value, days=days, as_json=as_json)
+
+
+@keys_app.command("list")
+def keys_list(file: KeysFile = Path("keys.json"), as_json: AsJson = False) -> None:
+    """List the keys, without their texts, which nobody has kept."""
+    with one_line_errors():
+        from jobs.keys import key_rows
+
+        _table(["id", "name", "role", "created", "expires", "state"], key_rows(file), as_json=as_json)
+
+
+@keys_app.command("revoke")
+def keys_revoke(key_id: KeyId, file: KeysFile = Path("keys.json"), as_json: AsJson = False) -> None:
+    """Remove a key; a deployment refuses it within 2 seconds."""
+    with one_line_errors():
+        from serve_app.keys import KeyFile
+
+        key = KeyFile(file).revoke(key_id)
+        facts = {"revoked": key.id, "name": key.name}
+        typer.echo(json.dumps(facts) if as_json else f"revoked: {key.id} of {key.name}")
+
+
+@keys_app.command("rotate")
+def keys_rotate(
+    key_id: KeyId,
+    overlap_hours: Annotated[
+        float, typer.Option("--overlap-hours", help="How long the old key stays good beside the new one.")
+    ] = 24.0,
+    file: KeysFile = Path("keys.json"),
+    as_json: AsJson = False,
+) -> None:
+    """Make a key of the same name and role, print it, this once, and let the old one expire."""
+    with one_line_errors():
+        from jobs.keys import rotate_key
+
+        rotate_key(file, key_id, overlap_hours=overlap_hours, as_json=as_json)
 
 
 @runs_app.command("list")
