@@ -372,7 +372,8 @@ def _refusal(response: httpx2.Response, url: str, *, repeat: bool) -> tuple[Atte
         detail = None
     pause = _retry_after(response.headers) if status in (429, 503) else 0.0
     if detail is None:
-        error: AttemptError = UnavailableError(
+        late = status in (408, 504)
+        error: AttemptError = (DeadlineError if late else UnavailableError)(
             f"{url} answered {status} {response.reason_phrase} without a reason of ours; is it a deployment of attempt-ray?"
         )
         # A proxy in front of a replica that died says so with these.
