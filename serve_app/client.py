@@ -93,7 +93,7 @@ class Client:
         timeout: float | None = None,
     ) -> RowOut:
         """Return the answer to one row, given by fields or as text; the task may be `rte@v3` or `rte@candidate`."""
-        row = wire.row(task, fields=fields, text=text)
+        row = {"task": task, "fields": fields, "text": text}
         return self.predict([row], attention=attention, timeout=timeout).rows[0]
 
     def stream(
@@ -259,7 +259,7 @@ class AsyncClient:
         timeout: float | None = None,
     ) -> RowOut:
         """See `Client.predict_one`."""
-        row = wire.row(task, fields=fields, text=text)
+        row = {"task": task, "fields": fields, "text": text}
         return (await self.predict([row], attention=attention, timeout=timeout)).rows[0]
 
     async def stream(

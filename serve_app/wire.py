@@ -243,13 +243,13 @@ class Wire:
         )
 
 
-def row(task: str, *, fields: Mapping[str, Any] | None, text: str | None) -> RowIn:
-    """Return a row.
+def checked_rows(given: Sequence[RowIn | Mapping[str, Any]]) -> list[RowIn]:
+    """Return rows as messages.
 
     Raises:
-        DataError: It cannot be one.
+        DataError: There is none, or one cannot be used.
     """
-    return _made(RowIn, task=task, fields=fields, text=text)
+    return _made(PredictRequest, rows=list(given)).rows
 
 
 def piece(event: httpx2.ServerSentEvent) -> str | None:
