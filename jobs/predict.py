@@ -101,14 +101,7 @@ def predict_remotely(
     with Client(url, key=key, retries=_REMOTE_RETRIES) as client, Screen() as screen:
         task = client.task(task_name.partition("@")[0])
         wanted = checked_rows(
-            [
-                {
-                    "task": task_name,
-                    "prompt": prompt,
-                    "fields": {name: row[name] for name in task.fields if name in row},
-                }
-                for row in rows
-            ]
+            [{"task": task_name, "prompt": prompt, "fields": _sendable(row)} for row in rows]
         )
         for start in range(0, len(wanted), batch_rows):
             asked = wanted[start : start + batch_rows]
@@ -230,6 +223,16 @@ def read_rows(fields: Sequence[str], lines: Iterable[str]) -> list[dict[str, Any
             )
         rows.append(content)
     return rows
+
+
+def _sendable(row: Row) -> dict[str, Any]:
+    """Return the columns that may be fields; data sets have others besides, such as answers with their places."""
+    return {
+        name: value
+        for name, value in row.items()
+        if isinstance(value, str | int | float)
+        or (isinstance(value, list) and all(isinstance(each, str) for each in value))
+    }
 
 
 def _remote_answer(row: RowIn, given: RowOut) -> dict[str, Any]:

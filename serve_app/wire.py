@@ -63,6 +63,7 @@ _CODES: Mapping[str, type[AttemptError]] = {
     "model_not_found": NotFoundError,
     "conflict": BankError,
     "version_refused": BankError,
+    "prompt_unavailable": BankError,
     "body_too_slow": DeadlineError,
     "storage_unavailable": StorageError,
 }
