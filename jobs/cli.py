@@ -222,7 +222,12 @@ def evaluate(
 
 @app.command()
 def predict(
-    task: Annotated[str, typer.Argument(help="Task whose template the rows go through.")],
+    task: Annotated[
+        str,
+        typer.Argument(
+            help="Task whose template the rows go through; with --url also rte@candidate or rte@v3."
+        ),
+    ],
     config: Configs = None,
     settings: Settings = None,
     field: Annotated[
@@ -233,14 +238,40 @@ def predict(
         typer.Option("--rows", help="File of JSON rows, one per line; - is stdin.", metavar="FILE"),
     ] = None,
     prompt: Prompt = None,
+    url: Annotated[
+        str | None, typer.Option("--url", help="Ask a deployment instead, such as http://127.0.0.1:8000.")
+    ] = None,
+    key_file: Annotated[
+        Path | None,
+        typer.Option("--key-file", help="File with its API key; default: ATTEMPT_API_KEY.", metavar="FILE"),
+    ] = None,
+    batch_rows: Annotated[
+        int | None, typer.Option("--batch-rows", help="Most rows of one request; default: 64.", min=1)
+    ] = None,
 ) -> None:
     """Answer your own rows, and tell what each answer attended to."""
 
     def call() -> Mapping[str, Any]:
-        from jobs.predict import predict, read_rows
+        from attempt_ray.errors import ConfigError
+        from jobs.predict import REMOTE_ROWS, predict, predict_remotely, read_key, read_rows
 
-        page = load_config(config or [], settings or [])
-        return predict(page, task, read_rows(field or [], _lines(rows)), prompt=prompt)
+        if url is None:
+            if key_file is not None or batch_rows is not None:
+                raise ConfigError("--key-file and --batch-rows are for a deployment; give its --url")
+            page = load_config(config or [], settings or [])
+            return predict(page, task, read_rows(field or [], _lines(rows)), prompt=prompt)
+        if config or settings:
+            raise ConfigError(
+                "--config and --set are of answering here; a deployment has its own: leave them out"
+            )
+        return predict_remotely(
+            task,
+            read_rows(field or [], _lines(rows)),
+            url=url,
+            key=None if key_file is None else read_key(key_file),
+            prompt=prompt,
+            batch_rows=batch_rows or REMOTE_ROWS,
+        )
 
     perform(call)
 

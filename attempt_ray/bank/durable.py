@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
-from attempt_ray.errors import StorageError
+from attempt_ray.errors import AttemptError, StorageError
 
 TEMPORARY = ".tmp-"
 """Part of every temporary name; what follows it is the writer's process id and a random token."""
@@ -166,7 +166,7 @@ def storage_errors(what: str, *, where: Path | None = None, needed: int | None =
     """
     try:
         yield
-    except (StorageError, FileNotFoundError, FileExistsError):
+    except (AttemptError, FileNotFoundError, FileExistsError):
         raise
     except OSError as error:
         if error.errno is not None and error.errno not in _FIXES:
