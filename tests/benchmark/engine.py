@@ -66,9 +66,11 @@ from attempt_ray.tasks import get_task
 from serve_app.engine import Answer, Engine, Row
 
 GLUE = ("cola", "sst2", "mrpc", "qqp", "mnli", "qnli", "rte", "wnli")
-MINIATURES = ("cola", "sst2", "mrpc", "qqp", "mnli", "qnli", "rte", "wnli")
+MINIATURES = ("cb", "sst2", "mrpc", "qqp", "mnli", "qnli", "rte", "wnli")
 SOURCES = ("mnli", "sst2", "qnli", "qqp", "squad", "record")
 BOTTLENECK = 100
+NANO = {"positions": 20, "bottleneck": 32}
+"""Sizes of the embedded preset."""
 FEW_TOKENS = 60
 
 Answering = Callable[[Sequence[Row]], object]
@@ -120,6 +122,10 @@ class Made:
         self.bank = Bank(str(directory / "bank"))
         self._facts = Facts(backbone=backbone_record(self.backbone), tasks=("glue",), config_digest="0" * 12)
         self._start_PH = first_prompt(self.backbone.model)
+        self._bottleneck = BOTTLENECK
+        if options.nano:
+            self._start_PH = self._start_PH[: NANO["positions"]]
+            self._bottleneck = NANO["bottleneck"]
         self._generator = torch.Generator().manual_seed(0)
         self._sources = [self.prompt("source", name) for name in SOURCES]
 
@@ -157,7 +163,7 @@ class Made:
 
     def attention(self, name: str) -> str:
         """Publish a G of its own numbers; return its reference."""
-        width, down = self.backbone.width, (BOTTLENECK, self.backbone.width)
+        width, down = self.backbone.width, (self._bottleneck, self.backbone.width)
         tensors = {
             "down.weight": torch.randn(down, generator=self._generator).numpy(),
             "up.weight": torch.randn(down[::-1], generator=self._generator).contiguous().numpy(),
@@ -174,7 +180,7 @@ class Made:
             if self.embedded
             else DataConfig(origin="mirror", root=str(self.data / "hub"))
         )
-        rows = load_split(chosen, chosen.dev_split, data)
+        rows = load_split(chosen, "validation" if self.embedded else chosen.dev_split, data)
         return [chosen.source_text(row, template_options(data)) for row in rows]
 
 
@@ -323,7 +329,11 @@ def mixed_batches(made: Made, prompts: Mapping[str, str], *, rows: int, count: i
 def short_rows(made: Made, engine: Engine) -> list[Row]:
     """Return rows of few tokens, for which what a prompt costs weighs most."""
     first = f"source/{SOURCES[0]}@v1"
-    rows = [Row(task=task, prompt=first, text=text) for task in MINIATURES for text in made.texts(task)[:200]]
+    rows = [
+        Row(task=task, prompt=first, text=text)
+        for task in (MINIATURES if made.embedded else GLUE)
+        for text in made.texts(task)[:200]
+    ]
     return [row for row in rows if len(engine.prepare(row).question.ids) <= FEW_TOKENS]
 
 
