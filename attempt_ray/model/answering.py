@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -44,7 +45,7 @@ class Question:
     pieces: bool = False
     """Whether a generated answer is wanted piece by piece."""
 
-    @property
+    @cached_property
     def width(self) -> int:
         """Input tokens with padding; a function of this row alone."""
         return int(padded_widths(np.array([len(self.ids)]))[0])
