@@ -45,9 +45,7 @@ class Engine:
 
     async def __init__(self, page: dict[str, Any]) -> None:
         config = parse([page])
-        self._host = await asyncio.to_thread(
-            Host, config, replica=serve.get_replica_context().replica_tag
-        )
+        self._host = await asyncio.to_thread(Host, config, replica=serve.get_replica_context().replica_tag)
         await self._host.start()
 
     async def predict(self, call: Call) -> Reply:
