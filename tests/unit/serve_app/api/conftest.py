@@ -163,6 +163,7 @@ def serve_script() -> Callable[..., AbstractContextManager[str]]:
 def _serving(serve: Callable[[Callable[[ASGIApp], Awaitable[None]]], Awaitable[None]]) -> Iterator[str]:
     listening = socket.socket()
     listening.bind(("127.0.0.1", 0))
+    listening.listen()
     servers: list[uvicorn.Server] = []
     started = threading.Event()
 
