@@ -783,10 +783,8 @@ class Slow(App):
         self.gate = asyncio.Event()
 
     async def __call__(self, scope, receive, send):
-        self.seen.append(scope)
         if scope["path"] != "/v2/health/live":
             await self.gate.wait()
-        self.seen.pop()
         await super().__call__(scope, receive, send)
 
 
@@ -837,7 +835,6 @@ def test_a_key_may_have_only_so_many_requests_under_way(made, keys):
         assert (fourth.status, fourth.code) == (503, "overloaded")
         assert {third.headers["retry-after"], fourth.headers["retry-after"]} == {"1"}
         assert (await ask(guard, "GET", "/v2/health/live")).status == 200
-        assert len(slow.seen) == 3
         assert value(guard, "attempt_http_requests_in_flight") == 3
         running[0].cancel()
         await settled()
