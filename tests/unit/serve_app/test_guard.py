@@ -448,6 +448,26 @@ def test_good_names_reach_it_as_they_are(made, keys, app, path):
     assert not re.fullmatch(PROMPT_PATTERN, app.seen[0]["path"])
 
 
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/tasks/%72te",
+        "/v1/%74asks",
+        "/%76%31/tasks",
+        "/v1%2ftasks",
+        "/v1%2Ftasks%2Frte",
+        "/v2/models/rte%2fready",
+        "/v2/models/rte%2fversions%2f3",
+        "/v1/tasks/rte%2Epromote",
+        "/%2e/v1/tasks",
+        "/v1/tasks/rte%2540v3",
+    ],
+)
+def test_what_would_be_a_path_once_it_is_decoded_is_none(made, keys, app, path):
+    assert asked(made(), target=path, key=keys.admin).code == "not_found"
+    assert app.seen == []
+
+
 def test_a_template_with_a_name_that_nobody_checks_is_refused_at_the_start(app):
     with pytest.raises(KeyError, match="anything"):
         Guard(app, config=HttpConfig(), keys=None, routes={"/v1/{anything}": {"GET": "public"}})
