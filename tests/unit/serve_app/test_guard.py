@@ -690,12 +690,13 @@ def test_json_is_taken_however_it_is_named(made, keys, app, kind):
     assert app.bodies == [body]
 
 
-def test_a_body_without_a_content_type_is_refused_and_no_body_needs_none(made, keys, app):
-    guard, path = made(), "/v1/tasks/rte/rollback"
-    reply = asked(guard, "POST", path, key=keys.admin, headers=[("content-type", "")], body=b"{}")
-    assert reply.code == "content_type" and app.seen == []
+def test_a_body_of_no_named_type_is_json_or_refused(made, keys, app):
+    guard, path, blank = made(), "/v1/tasks/rte/rollback", [("content-type", "")]
+    assert asked(guard, "POST", path, key=keys.admin, headers=blank, body=b"a=b").code == "invalid_json"
+    assert asked(guard, "POST", path, key=keys.admin, headers=blank, body=b"{}").status == 200
+    assert (b"content-type", b"application/json") in app.seen[0]["headers"]
     assert asked(guard, "POST", path, key=keys.admin).status == 200
-    assert app.bodies == [b""]
+    assert app.bodies == [b"{}", b""]
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "DELETE"])
@@ -1151,7 +1152,7 @@ def test_it_stands_in_front_of_an_application_for_httpx(made, keys, app):
             assert (good.status_code, good.text) == (200, "ok")
             assert (await client.get("/v1/tasks/rte@v3", headers=headers)).status_code == 200
             bad = await client.post("/v1/predict", content=b"{", headers=headers)
-            assert bad.status_code == 415
+            assert (bad.status_code, bad.json()["error"]["code"]) == (400, "invalid_json")
 
     asyncio.run(go())
 
@@ -1245,3 +1246,47 @@ def test_a_server_in_front_cuts_what_is_slow_or_long(made, keys, app, http):
             b"HTTP/1.1 400"
         )
     assert app.bodies == [b"{}"]
+
+
+def test_unmodified_clients_of_other_servers_come_through(made, keys, app):
+    import numpy as np
+    import openai
+    from tritonclient.http import InferenceServerClient, InferInput
+    from tritonclient.utils import InferenceServerException
+
+    with served(made(), "httptools") as port:
+        triton = InferenceServerClient(f"127.0.0.1:{port}")
+        bearer = {"Authorization": f"Bearer {keys.infer}"}
+        assert triton.is_server_live() and triton.is_server_ready()
+        assert triton.is_model_ready("rte@v3", headers=bearer)
+        assert not triton.is_model_ready("rte@v3")
+        text = InferInput("text", [1], "BYTES")
+        for binary in (False, True):
+            text.set_data_from_numpy(np.array([b"is it so"], dtype=object), binary_data=binary)
+            # The application answers "ok", which is no tensor.
+            with pytest.raises(InferenceServerException if binary else ValueError) as caught:
+                triton.infer("rte@v3", [text], headers=bearer)
+        assert "binary_data=False" in str(caught.value)
+        triton.close()
+
+        with openai.OpenAI(
+            api_key=keys.infer, base_url=f"http://127.0.0.1:{port}/v1", max_retries=0
+        ) as client:
+            assert client.models.with_raw_response.retrieve("rte@v3").status_code == 200
+            answered = client.completions.with_raw_response.create(model="rte@v3", prompt="is it so")
+            assert answered.status_code == 200
+            with pytest.raises(openai.NotFoundError):
+                client.models.retrieve("../tasks")
+        with (
+            openai.OpenAI(
+                api_key=keys.wrong, base_url=f"http://127.0.0.1:{port}/v1", max_retries=0
+            ) as client,
+            pytest.raises(openai.AuthenticationError, match="no valid API key"),
+        ):
+            client.models.list()
+    assert [scope["path"] for scope in app.seen[2:]] == [
+        "/v2/models/rte@v3/ready",
+        "/v2/models/rte@v3/infer",
+        "/v1/models/rte@v3",
+        "/v1/completions",
+    ]
