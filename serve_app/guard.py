@@ -85,7 +85,7 @@ class Guard:
     """An ASGI application in front of another one.
 
     The application finds the `Caller` under `CALLER` in its scope, but for public routes, and the request's id under
-    `REQUEST_ID`. It gets the body in one piece, HEAD as GET, and none but the paths and methods of `routes`.
+    `REQUEST_ID`. It gets the body in one piece and named as JSON, HEAD as GET, and none but the paths and methods of `routes`.
 
     Args:
         app: The application, as it stands at `/`.
@@ -131,11 +131,16 @@ class Guard:
         method = scope["method"] if scope["method"] in _METHODS else UNKNOWN
         visit = Visit(request_id=head.request_id(), method=method)
         answer = _Answer(send, visit)
-        scope = {**scope, REQUEST_ID: visit.request_id, "method": "GET" if method == "HEAD" else method}
+        scope = {
+            **scope,
+            REQUEST_ID: visit.request_id,
+            "method": "GET" if method == "HEAD" else method,
+            "headers": head.for_application(),
+        }
         self._traffic.began()
         try:
             with self._admit(scope, head, visit):
-                body = await self._read(receive, head, visit)
+                body = await self._read(receive, visit)
                 await self._call(scope, _Replay(body, receive, answer), answer)
         except _RefusedError as refusal:
             self._traffic.refused(refusal.code)
@@ -247,9 +252,11 @@ class Guard:
             )
         kind = head.get("content-type")
         if kind is not None and not _JSON.fullmatch(kind.strip()):
-            raise _not_json()
+            raise _refused(
+                "content_type", "got a body that is not application/json in UTF-8; send JSON, and say so"
+            )
 
-    async def _read(self, receive: Receive, head: _Head, visit: Visit) -> bytes:
+    async def _read(self, receive: Receive, visit: Visit) -> bytes:
         """Return the body, once it is known to be sound."""
         takes = visit.method in _WITH_BODY
         body = bytearray()
@@ -273,8 +280,6 @@ class Guard:
             ) from None
         whole = bytes(body)
         if whole:
-            if head.get("content-type") is None:
-                raise _not_json()
             await self._check_json(whole)
         return whole
 
@@ -317,6 +322,12 @@ class _Head:
     def get(self, name: str) -> str | None:
         """Return a header, or None where it was not sent."""
         return self._values.get(name.encode())
+
+    def for_application(self) -> list[tuple[bytes, bytes]]:
+        """Return the headers, JSON named as such where nothing was said: Open Inference clients leave it out."""
+        if self.get("content-type") is not None:
+            return self._headers
+        return [*self._headers, (b"content-type", b"application/json")]
 
     def request_id(self) -> str:
         """Return the id that the caller chose, or a new one."""
@@ -416,10 +427,6 @@ def _refused(
     close: bool = False,
 ) -> _RefusedError:
     return _RefusedError(code, problem(code, message, retry_after=retry_after, headers=headers), close=close)
-
-
-def _not_json() -> _RefusedError:
-    return _refused("content_type", "got a body that is not application/json in UTF-8; send JSON, and say so")
 
 
 def _is_loopback(client: object) -> bool:
