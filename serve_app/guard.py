@@ -24,7 +24,7 @@ from attempt_ray.errors import DataError
 from serve_app.access import CALLER, REQUEST_ID, ROUTES, Access, Caller
 from serve_app.keys import KeyRing
 from serve_app.limits import Limits
-from serve_app.problems import problem
+from serve_app.problems import problem, told_under
 from serve_app.routing import Router
 from serve_app.strict_json import check_json
 from serve_app.traffic import LEFT, UNKNOWN, Traffic, Visit
@@ -146,7 +146,7 @@ class Guard:
             self._traffic.refused(refusal.code)
             if refusal.close or head.declared_bytes() > _SMALL_BYTES:
                 refusal.answer.headers["Connection"] = "close"
-            await refusal.answer(scope, receive, answer)
+            await told_under(scope["path"], refusal.answer)(scope, receive, answer)
         except _LeftError:
             pass
         finally:
@@ -301,7 +301,8 @@ class Guard:
                 raise  # the server cuts the connection, so that half an answer is not taken for a whole one
             if not answer.begun:
                 text = "something broke on our side; the log has it under this request's id"
-                await problem("internal_error", text)(scope, receive, answer)
+                refusal = told_under(scope["path"], problem("internal_error", text))
+                await refusal(scope, receive, answer)
 
     def _too_long(self) -> _RefusedError:
         return _refused(

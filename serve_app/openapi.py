@@ -117,6 +117,7 @@ _STATUS = {
             "backbone": "nano",
             "bank": "bank",
             "bank_revision": 7,
+            "bank_state": "5d41402abc4b",
             "bank_age_seconds": 0.2,
             "loaded_prompts": 12,
             "loaded_bytes": 614400,
@@ -318,7 +319,7 @@ def _failure(status: int, *schemas: Mapping[str, str]) -> dict[str, Any]:
     detail = ErrorDetail(message=_MESSAGE, type=PROBLEMS[codes[0]][1], param=None, code=codes[0])
     example: BaseModel = ErrorBody(error=detail)
     if schemas[0] is _PROTOCOLS:
-        example = InferenceFailure(error=_MESSAGE)
+        example = InferenceFailure(error=_MESSAGE, code=codes[0])
     schema = schemas[0] if len(schemas) == 1 else {"anyOf": list(schemas)}
     failure: dict[str, Any] = {
         "description": f"{_MEANING[status]} `code`: {', '.join(f'`{code}`' for code in codes)}.",

@@ -163,7 +163,7 @@ def test_rows_of_several_versions_share_one_tensor(on_script: OnScript) -> None:
 @pytest.mark.parametrize("name", ["label", "probabilities", "attention"])
 def test_an_output_that_the_task_has_not_is_refused(on_script: OnScript, name: str) -> None:
     found = on_script(infer(outputs=[{"name": name}]), Scripted(Reply(rows=[row(), row()])))
-    assert (found.status_code, list(found.json())) == (400, ["error"])
+    assert (found.status_code, list(found.json())) == (400, ["error", "code"])
     assert f"the task has no '{name}'" in found.json()["error"]
 
 
@@ -203,8 +203,10 @@ def test_a_version_that_is_refused_is_not_ready(on_script: OnScript) -> None:
 
 def test_failures_have_the_protocols_form_and_say_when_to_ask_again(on_script: OnScript) -> None:
     found = on_script(infer(), Scripted(OverloadedError("full", 3)))
-    assert (found.status_code, found.json(), found.headers["retry-after"]) == (503, {"error": "full"}, "3")
-    assert on_script(infer(inputs=[]), Scripted()).json() == {"error": "inputs: got []; wanted 1 or more"}
+    assert (found.status_code, found.headers["retry-after"]) == (503, "3")
+    assert found.json() == {"error": "full", "code": "overloaded"}
+    empty = on_script(infer(inputs=[]), Scripted())
+    assert empty.json() == {"error": "inputs: got []; wanted 1 or more", "code": "invalid_request"}
     data = [{"name": "a", "shape": [3], "datatype": "BYTES", "data": ["x"]}]
     assert "got the shape [3] and 1 texts" in on_script(infer(inputs=data), Scripted()).json()["error"]
     other = [{"name": "a", "shape": [1], "datatype": "FP32", "data": ["x"]}]
