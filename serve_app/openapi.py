@@ -76,6 +76,18 @@ class _Operation:
     """Media type of the answer."""
 
 
+_EVENT = {
+    "type": "object",
+    "description": "One event of the stream; the last one says `[DONE]`.",
+    "properties": {
+        "data": {
+            "type": "string",
+            "description": "A `Completion` as JSON, whose choice has a piece of the text.",
+        },
+        "event": {"type": "string", "const": "message"},
+    },
+    "required": ["data"],
+}
 _ATTENTION = {"mnli": 0.41, "sst2": 0.07, "target": 0.52}
 _ROW = {"task": "rte", "fields": {"sentence1": "A dog runs.", "sentence2": "An animal moves."}}
 _ANSWER = {
@@ -291,7 +303,7 @@ def _complete(operation: dict[str, Any], path: str, refusals: dict[str, Any], *,
     if known.answer is not None:
         content[known.content]["example"] = known.answer
     if operation["operationId"] == "create_completion":
-        content["text/event-stream"] = {"schema": {"type": "string"}}
+        content["text/event-stream"] = {"schema": _EVENT}
     if operation["operationId"] in ("playground", "static", "openapi"):
         responses["304"] = {"description": "The browser has it already."}
     statuses = {*_ANY, *known.failures, *(() if public else _KEYED)}
