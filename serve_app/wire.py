@@ -377,8 +377,8 @@ def _refusal(response: httpx2.Response, url: str, *, repeat: bool) -> tuple[Atte
         error: AttemptError = (DeadlineError if late else UnavailableError)(
             f"{url} answered {status} {response.reason_phrase} without a reason of ours; is it a deployment of attempt-ray?"
         )
-        # A proxy in front of a replica that died says so with these.
-        return error, status in (429, 503) or (repeat and status in (500, 502)), pause
+        # A proxy says so with these in front of a replica that died, or of a deployment that leaves or has just come.
+        return error, status in (429, 503) or (repeat and status in (404, 500, 502)), pause
     return _error(detail, pause), status in (429, 503) or (repeat and status == 502), pause
 
 
