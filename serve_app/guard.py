@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from typing import cast
 
 from prometheus_client import CollectorRegistry
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from attempt_ray.config import HttpConfig
@@ -24,7 +24,7 @@ from attempt_ray.errors import DataError
 from serve_app.access import CALLER, REQUEST_ID, ROUTES, Access, Caller
 from serve_app.keys import KeyRing
 from serve_app.limits import Limits
-from serve_app.problems import problem
+from serve_app.problems import problem, told_under
 from serve_app.routing import Router
 from serve_app.strict_json import check_json
 from serve_app.traffic import LEFT, UNKNOWN, Traffic, Visit
@@ -89,10 +89,7 @@ class _RefusedError(Exception):
     def answer(self, path: str) -> Response:
         """Return the answer, in the form of the protocol that the path is of."""
         answer = problem(self.code, self.message, retry_after=self.retry_after, headers=self.headers)
-        if path == "/v2" or path.startswith("/v2/"):
-            del answer.headers["content-length"]
-            answer = JSONResponse({"error": self.message}, answer.status_code, dict(answer.headers))
-        return answer
+        return told_under(path, answer)
 
 
 class _LeftError(Exception):

@@ -45,7 +45,10 @@ class Reply:
 
     @property
     def code(self) -> str:
-        error = ErrorBody.model_validate_json(self.body).error
+        page = json.loads(self.body)
+        if isinstance(page["error"], str):  # the form of Open Inference clients
+            return str(page["code"])
+        error = ErrorBody.model_validate(page).error
         assert PROBLEMS[error.code] == (self.status, error.type)
         assert error.message and "\n" not in error.message
         return error.code
