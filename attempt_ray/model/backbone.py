@@ -35,6 +35,9 @@ MOST_TOKENS_CPU = 2048
 MOST_TOKENS_GPU = 65_536
 """The same on a GPU, which they fill."""
 
+_KEPT_SHARE = 0.75
+"""Share of a decoded batch below which the rows that have ended are taken out of it."""
+
 PACKAGED = Path(__file__).parents[1] / "backbones"
 """Backbones that ship in the package, one directory each."""
 
@@ -326,14 +329,23 @@ class Backbone(nn.Module):
         eos_ids, longest_B = (torch.tensor(ids, device=device) for ids in (self._eos_ids, max_new_tokens))
         last_B = torch.full_like(longest_B, self._start_id())
         open_B = torch.ones_like(last_B, dtype=torch.bool)
-        state = DecoderState()
+        row_B = torch.arange(len(last_B), device=device)
+        rows, state = len(last_B), DecoderState()
         for count in range(1, max(max_new_tokens) + 1):
             logits_BV = self._forward().step(*memory, last_B, state)
             last_B = logits_BV.argmax(dim=-1).where(open_B, self.pad_id)
-            yield last_B
+            yield last_B.new_full((rows,), self.pad_id).index_copy(0, row_B, last_B)
             open_B = open_B & ~torch.isin(last_B, eos_ids) & (longest_B > count)
-            if not open_B.any():
+            left = int(open_B.sum())
+            if not left:
                 break
+            if left <= _KEPT_SHARE * len(open_B):
+                (kept_B,) = open_B.nonzero(as_tuple=True)
+                last_B, longest_B, open_B, row_B = (
+                    each[kept_B] for each in (last_B, longest_B, open_B, row_B)
+                )
+                memory = Memory(memory.encoded_BTH[kept_B], memory.mask_BT[kept_B])
+                state.keep(kept_B)
 
     def encode_candidates(self, answers: Sequence[str]) -> Tensor:
         """Return candidates_CL: the answers' token ids with their end token, padded with -100."""

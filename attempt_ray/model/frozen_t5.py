@@ -60,6 +60,13 @@ class DecoderState:
     cache: Any = None
     """The same, as transformers keeps it."""
 
+    def keep(self, rows_B: Tensor) -> None:
+        """Forget all rows but these."""
+        self.keys = [keys_BALD[rows_B] for keys_BALD in self.keys]
+        self.values = [values_BALD[rows_B] for values_BALD in self.values]
+        if self.cache is not None:
+            self.cache.batch_select_indices(rows_B)
+
 
 class WholeT5:
     """The forward pass of transformers, for weights that train and for comparison."""

@@ -8,7 +8,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from attempt_ray.config import BackboneConfig
 from attempt_ray.errors import BackboneError
 from attempt_ray.model import backbone as module
-from attempt_ray.model.backbone import check_prompt, load_backbone, tokenizer_sha256, weights_sha256
+from attempt_ray.model.backbone import Memory, check_prompt, load_backbone, tokenizer_sha256, weights_sha256
 
 ROWS, TOKENS, LENGTH, WIDTH = 5, 9, 4, 32
 FAMILIES = ["t5", "t5-v1_1", "mt5"]
@@ -72,6 +72,38 @@ def test_generation_stops_when_all_rows_have_ended(backbone, monkeypatch):
     ids_BT, mask_BT, prompts_BPH, _ = inputs()
     answers = backbone.generate(prompts_BPH, backbone.embed(ids_BT), mask_BT, max_new_tokens=8)
     assert answers.shape == (ROWS, 1)
+
+
+@pytest.mark.parametrize("forward", ["own", "transformers"])
+def test_rows_that_have_ended_leave_the_decoded_batch(make_backbone, forward, monkeypatch):
+    backbone = make_backbone("t5-v1_1")
+    backbone._forward_by = forward
+    ids_BT, mask_BT, prompts_BPH, _ = inputs()
+    (memory,) = backbone.encode_inputs([(prompts_BPH * 3, backbone.embed(ids_BT), mask_BT)])
+    limits = [1, 6, 2, 8, 1]
+    alone = [
+        torch.cat(
+            list(
+                backbone.decode_greedily(
+                    Memory(memory.encoded_BTH[row : row + 1], memory.mask_BT[row : row + 1]),
+                    max_new_tokens=limits[row : row + 1],
+                )
+            )
+        ).tolist()
+        for row in range(ROWS)
+    ]
+    stepped = []
+    step = backbone._forward().step
+    monkeypatch.setattr(
+        backbone._forward(), "step", lambda *given: stepped.append(len(given[2])) or step(*given)
+    )
+    together_BL = torch.stack(list(backbone.decode_greedily(memory, max_new_tokens=limits)), dim=1)
+    for ids_L, own in zip(together_BL.tolist(), alone, strict=True):
+        assert ids_L == own + [backbone.pad_id] * (len(ids_L) - len(own))
+    lengths = [len(own) for own in alone]
+    assert len(set(lengths)) > 3
+    assert stepped[:3] == [5, 3, 2]
+    assert stepped[-1] == 1
 
 
 @pytest.mark.parametrize("known", [(), (0,), (0, 2), tuple(range(ROWS))], ids=str)

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +31,9 @@ from serve_app.batcher import Batcher
 from serve_app.engine import Answer, Engine, Row
 
 MakeEngine = Callable[..., Engine]
+BATCHES = int(os.environ.get("ATTEMPT_BATCHES", "320"))
+"""Random batches that are compared with their rows alone, over all ways of answering."""
+BATCHES_SEED = int(os.environ.get("ATTEMPT_BATCHES_SEED", "0"))
 PROMPTS = {"rte": 2, "mrpc": 2, "cb": 2, "squad": 2}
 FIELDS = {
     "rte": ("sentence1", "sentence2"),
@@ -186,7 +191,16 @@ def answered(outcome: Answer | AttemptError) -> Answer:
 
 
 def assert_alike(one: Answer, other: Answer) -> None:
-    for name in ("task", "prompt", "answer", "meaning", "truncated", "input_tokens", "output_tokens"):
+    for name in (
+        "task",
+        "prompt",
+        "answer",
+        "meaning",
+        "truncated",
+        "input_tokens",
+        "output_tokens",
+        "finished",
+    ):
         assert getattr(one, name) == getattr(other, name)
     for name in ("logprobs", "probabilities", "attention"):
         left, right = getattr(one, name), getattr(other, name)
@@ -196,6 +210,12 @@ def assert_alike(one: Answer, other: Answer) -> None:
             assert left == pytest.approx(right, abs=1e-5, rel=1e-6)
 
 
+def gap(one: Answer, other: Answer) -> float:
+    """Return the largest difference between log probabilities of two answers to one row."""
+    pairs = zip((one.logprobs or {}).values(), (other.logprobs or {}).values(), strict=True)
+    return max((abs(left - right) for left, right in pairs), default=0.0)
+
+
 @pytest.mark.parametrize("decode", ["greedy", "labels"])
 @pytest.mark.parametrize("forward", ["own", "transformers"])
 def test_mixed_batches_equal_one_by_one(
@@ -203,16 +223,22 @@ def test_mixed_batches_equal_one_by_one(
 ) -> None:
     changes = {"evaluation": {"decode": decode, "max_new_tokens": 8}, "backbone": {"forward": forward}}
     alone = make_engine(memory_bank, **changes)
-    rng = random.Random(0)
-    rows = [random_row(rng) for _ in range(60)]
+    rng = random.Random(BATCHES_SEED)
+    batches = BATCHES // 8
+    rows = [random_row(rng) for _ in range(max(60, batches // 2))]
     wanted = [answered(alone.answer([row])[0]) for row in rows]
     assert len({one.answer for one in wanted}) > 8
+    compared, largest = 0, 0.0
     for pass_tokens in (None, 64):
         together = make_engine(memory_bank, serving={"pass_tokens": pass_tokens}, **changes)
-        for _ in range(20):
+        for _ in range(batches):
             places = rng.choices(range(len(rows)), k=rng.randint(2, 24))
             for place, found in zip(places, together.answer([rows[place] for place in places]), strict=True):
                 assert_alike(wanted[place], answered(found))
+                largest = max(largest, gap(wanted[place], answered(found)))
+            compared += len(places)
+    told = f"{2 * batches} batches, {compared} rows, log probabilities differ by at most {largest:.1e}"
+    sys.stdout.write(told + "\n")
 
 
 def test_a_label_is_the_answer_exactly_where_it_is_greedys(
@@ -247,6 +273,25 @@ def test_a_label_is_the_answer_exactly_where_it_is_greedys(
         )
         assert (no.text, no.label, no.tokens) == (free[place].text, None, free[place].tokens)
         assert len(no.logprobs) == 2
+
+
+def test_an_answer_that_its_limit_cut_off_says_so(make_engine: MakeEngine, memory_bank: MemoryBank) -> None:
+    engine = make_engine(memory_bank, evaluation={"max_new_tokens": 12})
+    rows = [
+        Row(task="squad", prompt=f"target/squad@v{n % 2 + 1}", text=f"w{n % 30} w{n // 30}")
+        for n in range(90)
+    ]
+    whole = [answered(one) for one in engine.answer(rows)]
+    ended = [place for place, one in enumerate(whole) if 2 < one.output_tokens < 12]
+    assert len(ended) > 3
+    for place in ended:
+        assert whole[place].finished
+        tokens = whole[place].output_tokens
+        just, short = engine.answer(
+            [replace(rows[place], max_new_tokens=most) for most in (tokens, tokens - 1)]
+        )
+        assert answered(just) == whole[place]
+        assert (answered(short).finished, answered(short).output_tokens) == (False, tokens - 1)
 
 
 def test_answers_are_those_of_the_published_method(
@@ -570,7 +615,8 @@ def test_rows_of_many_callers_get_through_the_batcher_what_they_get_alone(
             async def ask(place: int) -> list[Answer | Exception]:
                 await asyncio.sleep(0.001 * (place % 7))
                 prepared = engine.prepare(rows[place])
-                return await batcher.answer([(prepared, prepared.tokens)], key=str(place % 3))
+                answered = await batcher.answer([(prepared, prepared.tokens)], key=str(place % 3))
+                return list(answered.found)
 
             found = await asyncio.gather(*map(ask, range(len(rows))))
             counts = batcher.snapshot()
