@@ -379,7 +379,9 @@ def _refusal(response: httpx2.Response, url: str, *, repeat: bool) -> tuple[Atte
         )
         # A proxy in front of a replica that died says so with these.
         return error, status in (429, 503) or (repeat and status in (500, 502)), pause
-    return _error(detail, pause), status in (429, 503) or (repeat and status == 502), pause
+    # A version that is refused is so until somebody mends it.
+    again = status in (429, 503) and detail.code != "prompt_unavailable"
+    return _error(detail, pause), again or (repeat and status == 502), pause
 
 
 def _error(detail: ErrorDetail, pause: float = 0.0) -> AttemptError:

@@ -74,22 +74,19 @@ function pickRow(pick, index) {
         ...options.map(([value, text]) => make("option", { value, selected: value === chosen }, text)),
       ),
     );
-  return make(
-    "li",
-    {},
-    choose("Task", `pick-${index}-task`, [...tasks.keys()].map((name) => [name, name]), pick.task, (name) => {
-      picks[index] = { task: name, version: "" };
-    }),
-    choose("Version", `pick-${index}-version`, versions(task), pick.version, (version) => {
-      picks[index] = { ...pick, version };
-    }),
+  const compare =
     next === undefined
       ? null
       : make(
           "button",
-          { type: "button", "aria-label": `Compare ${pick.task} with another version`, onclick: () => add({ task: pick.task, version: next }, index + 1) },
+          {
+            type: "button",
+            "aria-label": `Compare ${pick.task} with another version`,
+            onclick: () => add({ task: pick.task, version: next }, index + 1),
+          },
           "Compare",
-        ),
+        );
+  const remove =
     picks.length === 1
       ? null
       : make(
@@ -104,7 +101,17 @@ function pickRow(pick, index) {
             },
           },
           "Remove",
-        ),
+        );
+  return make(
+    "li",
+    {},
+    choose("Task", `pick-${index}-task`, [...tasks.keys()].map((name) => [name, name]), pick.task, (name) => {
+      picks[index] = { task: name, version: "" };
+    }),
+    choose("Version", `pick-${index}-version`, versions(task), pick.version, (version) => {
+      picks[index] = { ...pick, version };
+    }),
+    next === undefined && picks.length === 1 ? null : make("span", { class: "actions" }, compare, remove),
   );
 }
 
@@ -261,8 +268,8 @@ function card(row, before) {
     { class: "card" },
     make("h3", {}, row.task),
     make("p", { class: "badges" }, make("span", { class: "badge" }, row.prompt), make("span", { class: `badge ${row.role}` }, row.role)),
-    make("p", { class: "answer" }, row.answer || "(nothing)"),
-    row.label !== null && row.label !== undefined && row.label !== row.answer ? make("p", {}, "means ", make("strong", {}, row.label)) : null,
+    make("p", { class: "answer" }, (row.label ?? row.answer) || "(nothing)"),
+    row.label !== null && row.label !== row.answer ? make("p", { class: "hint" }, `written as ${row.answer}`) : null,
     row.probabilities && row.label === null ? make("p", { class: "notice" }, "The answer is none of the task's labels.") : null,
     before ? make("p", { class: "hint" }, `${same ? "The same answer as" : "Another answer than"} ${before.prompt}.`) : null,
     row.truncated ? make("p", { class: "notice" }, "The input was longer than the task's limit and lost its end.") : null,

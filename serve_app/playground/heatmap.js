@@ -4,6 +4,7 @@ import { call } from "./api.js";
 import { complain, counted, find, make } from "./view.js";
 
 const STEPS = 8; // of the colour scale, from 0 to the greatest mean
+const CHOSEN = 24; // tasks at first
 const ROWS = 16; // of a request: few enough for any deployment, and progress shows
 
 let tasks = [];
@@ -18,10 +19,18 @@ export function start() {
   find("no-tasks").addEventListener("click", () => check(false));
 }
 
-/** Take what can be asked; tasks that mix are chosen, unless they were unchosen before. */
+/** Take what can be asked; the first tasks that mix are chosen, unless they were unchosen before. */
 export function know(found) {
   const unchosen = new Set(boxes().filter((box) => !box.checked).map((box) => box.value));
   tasks = found;
+  const first = new Set(tasks.filter((task) => task.sources.length > 0).slice(0, CHOSEN).map((task) => task.task));
+  const aliases = new Set(tasks.flatMap((task) => Object.keys(task.aliases)).filter((alias) => alias !== "champion"));
+  const by = find("heatmap-version");
+  const chosen = by.value;
+  by.replaceChildren(
+    make("option", { value: "" }, "what each task serves now"),
+    ...[...aliases].sort().map((alias) => make("option", { value: alias, selected: alias === chosen }, `${alias}, where there is one`)),
+  );
   find("heatmap-tasks").replaceChildren(
     ...tasks.map((task) =>
       make(
@@ -30,8 +39,7 @@ export function know(found) {
         make("input", {
           type: "checkbox",
           value: task.task,
-          checked: task.sources.length > 0 && !unchosen.has(task.task),
-          disabled: task.sources.length === 0,
+          checked: first.has(task.task) && !unchosen.has(task.task),
         }),
         task.task,
         task.sources.length ? null : make("span", { class: "hint" }, " mixes nothing"),
@@ -43,13 +51,16 @@ export function know(found) {
 const boxes = () => [...find("heatmap-tasks").querySelectorAll("input")];
 
 function check(chosen) {
-  for (const box of boxes()) if (!box.disabled) box.checked = chosen;
+  for (const box of boxes()) box.checked = chosen;
 }
 
 /** Return the rows to be asked: examples of the chosen tasks, then what was pasted. */
 function rows() {
   const chosen = new Set(boxes().filter((box) => box.checked).map((box) => box.value));
-  const examples = tasks.filter((task) => chosen.has(task.task)).map((task) => task.example);
+  const alias = find("heatmap-version").value;
+  const examples = tasks
+    .filter((task) => chosen.has(task.task))
+    .map((task) => ({ ...task.example, task: alias in task.aliases ? `${task.task}@${alias}` : task.task }));
   const pasted = find("more-rows").value.split("\n").flatMap((line, index) => {
     if (!line.trim()) return [];
     let row;
@@ -120,12 +131,12 @@ function draw(means) {
   const head = make("tr", {}, make("th", { scope: "col" }, "task"), ...columns.map((name) => make("th", { scope: "col" }, name)), make("th", { scope: "col" }, "n"));
   const table = make(
     "table",
-    { class: "heat" },
-    make("caption", { id: "means-title" }, "Mean mixing weight; n is the number of rows"),
+    { class: "heat", "aria-labelledby": "means-title" },
     make("thead", {}, head),
     make("tbody", {}, ...lines),
   );
   find("means").replaceChildren(
+    make("h2", { id: "means-title" }, "Mean mixing weight; n is the number of rows"),
     make("div", { class: "scroll", tabindex: "0", role: "region", "aria-labelledby": "means-title" }, table),
     scale(most),
   );

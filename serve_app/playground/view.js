@@ -45,7 +45,8 @@ export function bars(title, shares, { before, kind } = {}) {
     make("th", { scope: "col" }, "share"),
     before ? make("th", { scope: "col" }, "against the first version") : null,
   );
-  return make("table", { class: `bars ${kind}` }, make("caption", {}, title), make("thead", {}, head), make("tbody", {}, ...rows));
+  const columns = ["names", "tracks", "numbers", ...(before ? ["changes"] : [])].map((name) => make("col", { class: name }));
+  return make("table", { class: `bars ${kind}` }, make("caption", {}, title), make("colgroup", {}, ...columns), make("thead", {}, head), make("tbody", {}, ...rows));
 }
 
 function signed(change) {

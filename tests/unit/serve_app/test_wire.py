@@ -133,6 +133,7 @@ def test_a_question_is_asked_again(outcome: Any) -> None:
     [
         refused(504, "deadline_exceeded", "timeout_error"),
         refused(500, "internal_error", "server_error"),
+        refused(503, "prompt_unavailable", "server_error"),
         refused(400, "invalid_row", "invalid_request_error"),
         said(504),
         said(404),
