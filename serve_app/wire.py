@@ -382,7 +382,9 @@ def _refusal(response: httpx2.Response, url: str, *, repeat: bool) -> tuple[Atte
         # Ray's proxy, in front of a replica that died, or of a deployment that leaves or has not come yet.
         gone = status in (500, 502) or (status == 404 and _NO_ROUTE in response.content)
         return error, status in (429, 503) or (repeat and gone), pause
-    return _error(detail, pause), status in (429, 503) or (repeat and status == 502), pause
+    # A version that is refused is so until somebody mends it.
+    again = status in (429, 503) and detail.code != "prompt_unavailable"
+    return _error(detail, pause), again or (repeat and status == 502), pause
 
 
 def _error(detail: ErrorDetail, pause: float = 0.0) -> AttemptError:
