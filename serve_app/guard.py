@@ -305,7 +305,7 @@ class Guard:
 
     async def _check_json(self, body: bytes) -> None:
         try:
-            if len(body) > _SMALL_BYTES:  # up to 0.1 s for 1 MiB, in which others are answered
+            if len(body) > _SMALL_BYTES:  # up to 0.2 s for 1 MiB, in which others are answered
                 await asyncio.to_thread(check_json, body, max_depth=self._config.max_json_depth)
             else:
                 check_json(body, max_depth=self._config.max_json_depth)
