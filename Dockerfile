@@ -21,7 +21,7 @@ COPY serve_app ./serve_app
 COPY tune_spaces ./tune_spaces
 # What builds and tests the package goes, and pip goes last.
 RUN pip install --no-deps --no-build-isolation . \
- && pip uninstall --yes pytest pytest-timeout pytest-xdist hypothesis moto ruff mypy types-pyyaml import-linter hatchling editables \
+ && pip uninstall --yes pytest pytest-timeout pytest-xdist moto openai schemathesis selenium tritonclient ruff mypy types-pyyaml import-linter hatchling editables \
  && pip check \
  && pip uninstall --yes pip
 

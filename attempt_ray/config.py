@@ -410,7 +410,7 @@ class HttpConfig(Section):
     """Longest request body."""
     max_header_bytes: int = Field(default=16_384, ge=256)
     """Longest request head: names and values of all headers."""
-    max_json_depth: int = Field(default=32, ge=1)
+    max_json_depth: int = Field(default=32, ge=1, le=200)
     """Deepest nesting of a body."""
     body_seconds: float = Field(default=10.0, gt=0)
     """How long a request may take to arrive."""
@@ -692,7 +692,7 @@ def load(paths: Iterable[Path], settings: Iterable[str] = ()) -> Config:
     Raises:
         ConfigError: A file is missing or not a YAML mapping, a setting is malformed, or a key or value is refused.
     """
-    return parse(_layers(paths, settings))
+    return parse(load_layers(paths, settings))
 
 
 def load_pretrain(paths: Iterable[Path], settings: Iterable[str] = ()) -> PretrainConfig:
@@ -701,10 +701,15 @@ def load_pretrain(paths: Iterable[Path], settings: Iterable[str] = ()) -> Pretra
     Raises:
         ConfigError: As for `load`.
     """
-    return _parse(PretrainConfig, _layers(paths, settings))
+    return _parse(PretrainConfig, load_layers(paths, settings))
 
 
-def _layers(paths: Iterable[Path], settings: Iterable[str]) -> list[Mapping[str, Any]]:
+def load_layers(paths: Iterable[Path], settings: Iterable[str] = ()) -> list[Mapping[str, Any]]:
+    """Return what YAML files and `section.key=value` settings hold, for `parse`.
+
+    Raises:
+        ConfigError: A file is missing or not a YAML mapping, or a setting is malformed.
+    """
     layers: list[Mapping[str, Any]] = []
     for path in paths:
         try:

@@ -16,7 +16,8 @@ through a Ray worker, and refines a standard exception, so that callers may catc
     ├── DroppedError (RuntimeError)      a run whose result nobody wants any longer
     ├── ClusterError (RuntimeError)      the Ray cluster cannot run what was asked
     ├── OverloadedError (RuntimeError)   a request was refused for want of room; it may be sent again later
-    └── DeadlineError (TimeoutError)     a request was not answered in the time it had
+    ├── DeadlineError (TimeoutError)     a request was not answered in the time it had
+    └── UnavailableError (ConnectionError) a deployment cannot be reached, or failed
 """
 
 from __future__ import annotations
@@ -90,6 +91,10 @@ class OverloadedError(AttemptError, RuntimeError):
 
 class DeadlineError(AttemptError, TimeoutError):
     """A request was not answered in the time it had."""
+
+
+class UnavailableError(AttemptError, ConnectionError):
+    """A deployment cannot be reached, failed, or is none."""
 
 
 def unknown_name(kind: str, got: str, known: Iterable[str]) -> str:

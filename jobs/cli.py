@@ -33,15 +33,26 @@ runs_app = typer.Typer(help="Look at run directories.", no_args_is_help=True, **
 jobs_app = typer.Typer(
     help="Look at the jobs of a Ray cluster, and stop them.", no_args_is_help=True, **_SETTINGS
 )
+keys_app = typer.Typer(
+    help="Make and revoke the API keys of a deployment.", no_args_is_help=True, **_SETTINGS
+)
 app.add_typer(bank_app, name="bank")
 app.add_typer(runs_app, name="runs")
 app.add_typer(jobs_app, name="jobs")
+app.add_typer(keys_app, name="keys")
 tune_app = typer.Typer(
     help="Search settings on dev rows, test what was found, and look at searches.",
     invoke_without_command=True,
     **_SETTINGS,
 )
 app.add_typer(tune_app, name="tune")
+
+serve_app = typer.Typer(
+    help="Answer requests over HTTP with prompts of the bank.",
+    invoke_without_command=True,
+    **_SETTINGS,
+)
+app.add_typer(serve_app, name="serve")
 
 Configs = Annotated[
     list[str] | None,
@@ -89,6 +100,9 @@ StudyPlace = Annotated[
     ),
 ]
 SearchesPlace = Annotated[str, typer.Option("--directory", help="Directory of search directories.")]
+Host = Annotated[str, typer.Option("--host", help="Address to listen on.")]
+Port = Annotated[int, typer.Option("--port", min=1, max=65535, help="Port to listen on.")]
+ServeFile = Annotated[Path, typer.Argument(metavar="FILE", help="A serve_config.yaml.")]
 Prompt = Annotated[
     str | None,
     typer.Option("--prompt", help="Prompt of the bank; default: target/<task>.", metavar="REFERENCE"),
@@ -102,6 +116,15 @@ class Precision(StrEnum):
     bfloat16 = "bfloat16"
 
 
+class KeyRole(StrEnum):
+    """What an API key may do."""
+
+    infer = "infer"
+    admin = "admin"
+
+
+KeysFile = Annotated[Path, typer.Option("--file", help="File of API keys.", metavar="FILE")]
+KeyId = Annotated[str, typer.Argument(metavar="ID", help="Id of a key, as `keys list` shows it.")]
 ReferenceText = Annotated[
     str, typer.Argument(metavar="REFERENCE", help="kind/name, kind/name@v3 or kind/name@alias.")
 ]
@@ -199,7 +222,12 @@ def evaluate(
 
 @app.command()
 def predict(
-    task: Annotated[str, typer.Argument(help="Task whose template the rows go through.")],
+    task: Annotated[
+        str,
+        typer.Argument(
+            help="Task whose template the rows go through; with --url also rte@candidate or rte@v3."
+        ),
+    ],
     config: Configs = None,
     settings: Settings = None,
     field: Annotated[
@@ -210,14 +238,40 @@ def predict(
         typer.Option("--rows", help="File of JSON rows, one per line; - is stdin.", metavar="FILE"),
     ] = None,
     prompt: Prompt = None,
+    url: Annotated[
+        str | None, typer.Option("--url", help="Ask a deployment instead, such as http://127.0.0.1:8000.")
+    ] = None,
+    key_file: Annotated[
+        Path | None,
+        typer.Option("--key-file", help="File with its API key; default: ATTEMPT_API_KEY.", metavar="FILE"),
+    ] = None,
+    batch_rows: Annotated[
+        int | None, typer.Option("--batch-rows", help="Most rows of one request; default: 64.", min=1)
+    ] = None,
 ) -> None:
     """Answer your own rows, and tell what each answer attended to."""
 
     def call() -> Mapping[str, Any]:
-        from jobs.predict import predict, read_rows
+        from attempt_ray.errors import ConfigError
+        from jobs.predict import REMOTE_ROWS, predict, predict_remotely, read_key, read_rows
 
-        page = load_config(config or [], settings or [])
-        return predict(page, task, read_rows(field or [], _lines(rows)), prompt=prompt)
+        if url is None:
+            if key_file is not None or batch_rows is not None:
+                raise ConfigError("--key-file and --batch-rows are for a deployment; give its --url")
+            page = load_config(config or [], settings or [])
+            return predict(page, task, read_rows(field or [], _lines(rows)), prompt=prompt)
+        if config or settings:
+            raise ConfigError(
+                "--config and --set are of answering here; a deployment has its own: leave them out"
+            )
+        return predict_remotely(
+            task,
+            read_rows(field or [], _lines(rows)),
+            url=url,
+            key=None if key_file is None else read_key(key_file),
+            prompt=prompt,
+            batch_rows=batch_rows or REMOTE_ROWS,
+        )
 
     perform(call)
 
@@ -519,6 +573,60 @@ def tasks(
             typer.echo(json.dumps(facts) if as_json else task_text(facts))
 
 
+@serve_app.callback()
+def serve(
+    context: typer.Context,
+    config: Configs = None,
+    settings: Settings = None,
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
+) -> None:
+    """Serve on this machine until Ctrl-C, or `check`, `build` and `deploy` a serve_config.yaml."""
+    if context.invoked_subcommand is not None:
+        return
+    with one_line_errors():
+        from jobs.serve import serve_here
+
+        serve_here(load_config(config or [], settings or []), host=host, port=port)
+
+
+@serve_app.command("check")
+def serve_check(file: ServeFile) -> None:
+    """Read a serve_config.yaml strictly: Serve itself takes keys that it does not know."""
+
+    def call() -> Mapping[str, Any]:
+        from jobs.serve import check_file
+
+        return check_file(file)
+
+    perform(call)
+
+
+@serve_app.command("build")
+def serve_build(
+    config: Configs = None, settings: Settings = None, host: Host = "127.0.0.1", port: Port = 8000
+) -> None:
+    """Print a serve_config.yaml of presets, files and settings."""
+    with one_line_errors():
+        from jobs.serve import file_of
+
+        typer.echo(file_of(config or [], settings or [], host=host, port=port).rstrip())
+
+
+@serve_app.command("deploy")
+def serve_deploy(
+    file: ServeFile, address: Address = None, token_file: TokenFile = None, without_token: WithoutToken = False
+) -> None:
+    """Send a serve_config.yaml to a cluster."""
+
+    def call() -> Mapping[str, Any]:
+        from jobs.serve import deploy
+
+        return deploy(file, address=address, token_file=token_file, without_token=without_token)
+
+    perform(call)
+
+
 @bank_app.command("list")
 def bank_list(
     kind: Annotated[str | None, typer.Argument(help="source, target or attention.")] = None,
@@ -583,6 +691,43 @@ def bank_rollback(reference: ReferenceText, bank: BankPlace = "bank") -> None:
         typer.echo(f"{alias}: {Bank(bank).rollback(wanted.kind, wanted.name, alias=alias).reference}")
 
 
+@bank_app.command("canary")
+def bank_canary(
+    reference: ReferenceText,
+    percent: Annotated[float, typer.Option("--percent", help="Share of the rows that it answers.")] = 10.0,
+    max_error_rate: Annotated[
+        float,
+        typer.Option("--max-error-rate", help="Share of its rows that may fail before it is rolled back."),
+    ] = 0.05,
+    min_rows: Annotated[
+        int, typer.Option("--min-rows", help="Rows it answers before its errors are judged.")
+    ] = 20,
+    stop: Annotated[bool, typer.Option("--stop", help="End the trial under way.")] = False,
+    bank: BankPlace = "bank",
+) -> None:
+    """Let a version answer a share of what the champion would, in deployments that follow this bank."""
+    with one_line_errors():
+        from jobs.show import end_canary, start_canary
+
+        if stop:
+            typer.echo(end_canary(bank, reference))
+        else:
+            typer.echo(
+                start_canary(
+                    bank, reference, percent=percent, max_error_rate=max_error_rate, min_rows=min_rows
+                )
+            )
+
+
+@bank_app.command("remove")
+def bank_remove(reference: ReferenceText, bank: BankPlace = "bank") -> None:
+    """Remove a version that nothing points to; its number is not given again."""
+    with one_line_errors():
+        from attempt_ray.bank.store import Bank
+
+        typer.echo(f"removed: {Bank(bank).remove(reference).reference}")
+
+
 @bank_app.command("export")
 def bank_export(
     reference: ReferenceText,
@@ -606,6 +751,61 @@ def bank_import(
         from attempt_ray.bank.store import Bank
 
         typer.echo(Bank(bank).import_(directory).reference)
+
+
+@keys_app.command("add")
+def keys_add(
+    name: Annotated[str, typer.Argument(help="Who gets the key.")],
+    role: Annotated[
+        KeyRole, typer.Option("--role", help="infer asks; admin also changes what is served.")
+    ] = KeyRole.infer,
+    days: Annotated[
+        float | None, typer.Option("--days", help="How long it is good for; default: for ever.")
+    ] = None,
+    file: KeysFile = Path("keys.json"),
+    as_json: AsJson = False,
+) -> None:
+    """Make a key and print it, this once."""
+    with one_line_errors():
+        from jobs.keys import add_key
+
+        add_key(file, name, role=role.value, days=days, as_json=as_json)
+
+
+@keys_app.command("list")
+def keys_list(file: KeysFile = Path("keys.json"), as_json: AsJson = False) -> None:
+    """List the keys, without their texts, which nobody has kept."""
+    with one_line_errors():
+        from jobs.keys import key_rows
+
+        _table(["id", "name", "role", "created", "expires", "state"], key_rows(file), as_json=as_json)
+
+
+@keys_app.command("revoke")
+def keys_revoke(key_id: KeyId, file: KeysFile = Path("keys.json"), as_json: AsJson = False) -> None:
+    """Remove a key; a deployment refuses it within 2 seconds."""
+    with one_line_errors():
+        from serve_app.keys import KeyFile
+
+        key = KeyFile(file).revoke(key_id)
+        facts = {"revoked": key.id, "name": key.name}
+        typer.echo(json.dumps(facts) if as_json else f"revoked: {key.id} of {key.name}")
+
+
+@keys_app.command("rotate")
+def keys_rotate(
+    key_id: KeyId,
+    overlap_hours: Annotated[
+        float, typer.Option("--overlap-hours", help="How long the old key stays good beside the new one.")
+    ] = 24.0,
+    file: KeysFile = Path("keys.json"),
+    as_json: AsJson = False,
+) -> None:
+    """Make a key of the same name and role, print it, this once, and let the old one expire."""
+    with one_line_errors():
+        from jobs.keys import rotate_key
+
+        rotate_key(file, key_id, overlap_hours=overlap_hours, as_json=as_json)
 
 
 @runs_app.command("list")

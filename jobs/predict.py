@@ -1,12 +1,14 @@
-"""Answer rows of your own with a prompt of the bank.
+"""Answer rows of your own with a prompt of the bank, here or by a deployment.
 
 `python -m jobs.predict rte --config embedded --field sentence1="..." --field sentence2="..."`
+`python -m jobs.predict rte@candidate --url http://127.0.0.1:8000 --rows rows.jsonl`
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attempt_ray.config import Config
@@ -16,6 +18,12 @@ from jobs.watch import Screen
 if TYPE_CHECKING:
     from attempt_ray.model.answering import Answerer
     from attempt_ray.tasks import Task
+    from serve_app.schema import RowIn, RowOut
+
+REMOTE_ROWS = 64
+"""Rows of one request; a deployment takes as many unless it is told otherwise."""
+_REMOTE_RETRIES = 5
+"""Fewer than a program's: somebody waits, and may have mistyped the URL."""
 
 Row = Mapping[str, Any]
 
@@ -57,6 +65,77 @@ def predict(
         for found in answers:
             screen.say(_line(found))
     return {"job": "predict", "task": task.name, "prompt": reference, "answers": answers}
+
+
+def predict_remotely(
+    task_name: str,
+    rows: Sequence[Row],
+    *,
+    url: str,
+    key: str | None = None,
+    prompt: str | None = None,
+    batch_rows: int = REMOTE_ROWS,
+) -> dict[str, Any]:
+    """Have a deployment answer rows; the result is `predict`'s, but for what only a deployment knows.
+
+    An answer has its own `prompt`, since a trial may divide rows between versions, and `fields` in place of `text`, since
+    the template is filled in over there. `prompt` of the whole is None where it was not one version.
+
+    Args:
+        task_name: The task, such as `rte`, `rte@candidate` or `rte@v3`.
+        rows: The columns its template reads, the answer's left out.
+        url: Where the deployment is.
+        key: API key; None is ATTEMPT_API_KEY, where that is set.
+        prompt: Reference of the prompt; None is what the task serves.
+        batch_rows: Most rows of one request.
+
+    Raises:
+        AttemptError: Something cannot be used, or the deployment refused.
+    """
+    from serve_app.client import Client
+    from serve_app.wire import checked_rows
+
+    if not rows:
+        raise DataError("no row to answer; give --field name=value for each field, or --rows FILE")
+    answers: list[dict[str, Any]] = []
+    with Client(url, key=key, retries=_REMOTE_RETRIES) as client, Screen() as screen:
+        task = client.task(task_name.partition("@")[0])
+        wanted = checked_rows(
+            [{"task": task_name, "prompt": prompt, "fields": _sendable(row)} for row in rows]
+        )
+        for start in range(0, len(wanted), batch_rows):
+            asked = wanted[start : start + batch_rows]
+            try:
+                found = client.predict(asked, attention=True).rows
+            except AttemptError as error:
+                if len(asked) == len(wanted):
+                    raise
+                raise type(error)(f"of rows {start} to {start + len(asked) - 1}, {error}") from None
+            for row, given in zip(asked, found, strict=True):
+                answers.append(_remote_answer(row, given))
+                screen.say(_line(answers[-1]))
+    prompts = {each["prompt"] for each in answers}
+    return {
+        "job": "predict",
+        "task": task.task,
+        "prompt": prompts.pop() if len(prompts) == 1 else None,
+        "answers": answers,
+    }
+
+
+def read_key(path: Path) -> str:
+    """Return the API key in a file.
+
+    Raises:
+        ConfigError: The file cannot be read, or is empty.
+    """
+    try:
+        key = path.expanduser().read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--key-file: cannot read {path}: {error}") from None
+    if not key:
+        raise ConfigError(f"--key-file: {path} is empty; wanted an API key")
+    return key
 
 
 def answer(
@@ -146,6 +225,23 @@ def read_rows(fields: Sequence[str], lines: Iterable[str]) -> list[dict[str, Any
     return rows
 
 
+def _sendable(row: Row) -> dict[str, Any]:
+    """Return the columns that may be fields; data sets have others besides, such as answers with their places."""
+    return {
+        name: value
+        for name, value in row.items()
+        if isinstance(value, str | int | float)
+        or (isinstance(value, list) and all(isinstance(each, str) for each in value))
+    }
+
+
+def _remote_answer(row: RowIn, given: RowOut) -> dict[str, Any]:
+    found: dict[str, Any] = {"fields": row.fields, "prompt": given.prompt, "answer": given.answer}
+    if given.probabilities is not None:
+        found |= {"meaning": given.label, "probabilities": given.probabilities}
+    return {**found, "attention": given.attention}
+
+
 def _line(found: Mapping[str, Any]) -> str:
     if found.get("meaning") is not None:
         text = f"{found['answer']} ({found['meaning']}, {found['probabilities'][found['meaning']]:.0%})"
@@ -154,7 +250,8 @@ def _line(found: Mapping[str, Any]) -> str:
     if found["attention"]:
         top = sorted(found["attention"].items(), key=lambda item: -item[1])[:3]
         text += "  attends to " + ", ".join(f"{name} {share:.2f}" for name, share in top)
-    return f"{found['text']}\n  -> {text}"
+    asked = found["text"] if "text" in found else " ".join(f"{k}: {v}" for k, v in found["fields"].items())
+    return f"{asked}\n  -> {text}"
 
 
 if __name__ == "__main__":

@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from attempt_ray.bank.names import check_kind
+from pydantic import ValidationError
+
+from attempt_ray.bank.aliases import Canary
+from attempt_ray.bank.names import Reference, check_kind
 from attempt_ray.bank.store import Bank
+from attempt_ray.errors import BankError
 from attempt_ray.tasks import Task, TemplateOptions, all_tasks, get_task
 
 
@@ -86,6 +90,36 @@ def version_rows(bank_place: str, kind: str | None = None) -> list[list[str]]:
 
 def _data_set(task: Task) -> str:
     return f"{task.hub_id} {task.hub_config or ''}".strip() or "your own files"
+
+
+def start_canary(bank_place: str, reference: str, **limits: float) -> str:
+    """Put a version on trial beside its champion, and return what was done.
+
+    Raises:
+        BankError: A limit is out of range, or as `Bank.start_canary`.
+    """
+    version = Bank(bank_place).resolve(reference)
+    try:
+        canary = Canary.model_validate({"version": version.number, **limits})
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise BankError(f"{first['loc'][0]}: {first['msg']}, got {first['input']}") from None
+    Bank(bank_place).start_canary(version.kind, version.name, canary)
+    return f"canary: {version.reference} answers {canary.percent:g} % of {version.kind}/{version.name}"
+
+
+def end_canary(bank_place: str, reference: str) -> str:
+    """End the trial of a prompt, and return what it was.
+
+    Raises:
+        BankError: There is no such prompt, or no trial under way.
+    """
+    bank, wanted = Bank(bank_place), Reference.parse(reference)
+    trial = bank.aliases(wanted.kind, wanted.name).trial
+    if trial is None:
+        raise BankError(f"{wanted.kind}/{wanted.name} has no canary; there is nothing to stop")
+    bank.end_canary(wanted.kind, wanted.name)
+    return f"stopped: {wanted.kind}/{wanted.name}@v{trial.version}"
 
 
 def _example(task: Task) -> dict[str, str] | None:

@@ -49,6 +49,8 @@ class Snapshot:
     """Their tokens."""
     running_rows: int = 0
     """Rows of the batch that the engine computes."""
+    running_tokens: int = 0
+    """Their tokens."""
     answered: int = 0
     """Rows that got an answer."""
     failed: int = 0
@@ -75,6 +77,18 @@ class Snapshot:
     """Mean rate of late, of the engine when it computes."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Batched(Generic[AnswerT_co]):
+    """What came of rows that were asked together."""
+
+    found: Sequence[AnswerT_co | Exception]
+    """Of each row, in order."""
+    wait_seconds: float
+    """From arrival to the start of the batch, of the row that waited longest."""
+    engine_seconds: float
+    """From the first start of a batch to the last answer."""
+
+
 @dataclass(eq=False)
 class _Request(Generic[RowT, AnswerT]):
     row: RowT
@@ -89,6 +103,8 @@ class _Request(Generic[RowT, AnswerT]):
     """Whether anybody waits for it; the engine's thread reads it."""
     queued: bool = True
     """Whether it is in its key's queue."""
+    started: float | None = None
+    """When its batch was made."""
 
 
 class Batcher(Generic[RowT, AnswerT]):
@@ -146,8 +162,8 @@ class Batcher(Generic[RowT, AnswerT]):
 
     async def answer(
         self, rows: Sequence[tuple[RowT, int]], *, key: str = "", timeout_seconds: float = math.inf
-    ) -> list[AnswerT | Exception]:
-        """Return what came of each row, in order; the error of one does not disturb the others.
+    ) -> Batched[AnswerT]:
+        """Return what came of each row; the error of one does not disturb the others.
 
         Args:
             rows: Each with its tokens.
@@ -159,9 +175,17 @@ class Batcher(Generic[RowT, AnswerT]):
         """
         requests = self._admit(rows, key=key, timeout_seconds=timeout_seconds)
         try:
-            return [await self._ended(request) for request in requests]
+            found = [await self._ended(request) for request in requests]
         finally:
             self._leave(requests)
+        now = _now()
+        starts = [request.started for request in requests if request.started is not None]
+        waits = [(request.started or now) - request.arrived for request in requests]
+        return Batched(
+            found=found,
+            wait_seconds=max(waits, default=0.0),
+            engine_seconds=now - min(starts, default=now),
+        )
 
     async def stream(
         self, row: RowT, *, tokens: int, key: str = "", timeout_seconds: float = math.inf
@@ -191,13 +215,19 @@ class Batcher(Generic[RowT, AnswerT]):
         finally:
             self._leave([request])
 
+    @property
+    def working(self) -> bool:
+        """Whether batches are being made."""
+        return self._loop_task is not None and not self._loop_task.done()
+
     def oldest_running_seconds(self) -> float:
         """Return how long the engine has been computing the batch it has; 0 where it has none."""
         return 0.0 if self._running_since is None else _now() - self._running_since
 
     def snapshot(self) -> Snapshot:
         """Return the counts of this moment."""
-        return replace(self._counts, running_rows=len(self._batch))
+        tokens = sum(request.tokens for request in self._batch)
+        return replace(self._counts, running_rows=len(self._batch), running_tokens=tokens)
 
     def _admit(
         self, rows: Sequence[tuple[RowT, int]], *, key: str, timeout_seconds: float
@@ -334,7 +364,9 @@ class Batcher(Generic[RowT, AnswerT]):
                 self._queues.move_to_end(key)
             else:
                 del self._queues[key]
-        self._counts.wait_seconds += sum(now - request.arrived for request in batch)
+        for request in batch:
+            request.started = now
+            self._counts.wait_seconds += now - request.arrived
         return batch
 
     def _usable(self, request: _Request[RowT, AnswerT], now: float) -> bool:

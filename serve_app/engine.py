@@ -119,8 +119,19 @@ class Engine:
         """Bytes that they take."""
         return self._answerer.table.used_bytes
 
-    def load(self, prompt: str) -> None:
+    def label_words(self, task: Task) -> tuple[str, ...]:
+        """Return the words that probabilities of a closed task are given by; none for open tasks."""
+        return task.labels.get("words", ()) or task.labels.get(self._options.label_words, ())
+
+    def has(self, prompt: str) -> bool:
+        """Return whether a version is on the device."""
+        return prompt in self._answerer.table
+
+    def load(self, prompt: str) -> tuple[str, ...]:
         """Load a version and all that it is mixed with, ahead of the first row that asks for it.
+
+        Returns:
+            Names of its mixing weights: its sources, and `target` where that takes part; none where nothing is mixed.
 
         Raises:
             BankError: It is not in the bank, not whole, not finite, or a G.
@@ -128,7 +139,7 @@ class Engine:
             StorageError: The disk or store refused.
             ConfigError: It exceeds `serving.prompt_bytes`.
         """
-        self._answerer.table.hold(_pinned(prompt), keep=set())
+        return self._answerer.table.load(_pinned(prompt)).candidates
 
     def prepare(self, row: Row) -> PreparedRow:
         """Render and tokenise a row.

@@ -44,8 +44,25 @@ class Move(Section):
     """When, UTC."""
 
 
+class Canary(Section):
+    """A version that answers a share of what the champion would."""
+
+    version: Number
+    """The version on trial."""
+    percent: float = Field(default=10.0, gt=0, le=100)
+    """Share of the rows that it answers."""
+    max_error_rate: float = Field(default=0.05, ge=0, le=1)
+    """Share of its rows that may fail; above it, the trial is rolled back."""
+    min_rows: int = Field(default=20, ge=1)
+    """Rows it has answered before its errors are judged."""
+    state: Literal["running", "rolled back", "promoted", "stopped"] = "running"
+    """Where the trial stands."""
+    reason: str | None = Field(default=None, max_length=500)
+    """Why it was rolled back."""
+
+
 class Aliases(Section):
-    """The aliases of one prompt."""
+    """The aliases of one prompt, and which of its versions are on trial or gone."""
 
     model_config = ConfigDict(populate_by_name=True)
 
@@ -61,6 +78,15 @@ class Aliases(Section):
     """Version that each alias points to."""
     history: tuple[Move, ...] = ()
     """The latest moves, oldest first."""
+    canary: Canary | None = None
+    """The trial under way, or the last one."""
+    removed: tuple[Number, ...] = ()
+    """Numbers of versions that were removed; they are not given again."""
+
+    @property
+    def trial(self) -> Canary | None:
+        """The trial under way."""
+        return self.canary if self.canary is not None and self.canary.state == "running" else None
 
     def moved(self, alias: str, number: int, *, action: Literal["set", "rollback"]) -> Aliases:
         """Return the aliases after one more move."""
@@ -72,13 +98,29 @@ class Aliases(Section):
             action=action,
             at=timestamp(),
         )
-        return Aliases(
-            kind=self.kind,
-            name=self.name,
-            revision=move.revision,
-            current={**self.current, alias: number},
-            history=(*self.history, move)[-MAX_MOVES:],
+        return self.model_copy(
+            update={
+                "revision": move.revision,
+                "current": {**self.current, alias: number},
+                "history": (*self.history, move)[-MAX_MOVES:],
+                "canary": self._after(number) if alias == CHAMPION else self.canary,
+            }
         )
+
+    def with_canary(self, canary: Canary) -> Aliases:
+        """Return the aliases with a trial begun, changed or ended."""
+        return self.model_copy(update={"canary": canary})
+
+    def without(self, number: int) -> Aliases:
+        """Return the aliases after a version was removed."""
+        return self.model_copy(update={"removed": tuple(sorted({*self.removed, number}))})
+
+    def _after(self, champion: int) -> Canary | None:
+        """Return the trial after the champion moved: it is over, since what it was compared with is."""
+        if self.trial is None:
+            return self.canary
+        ended = "promoted" if self.trial.version == champion else "stopped"
+        return self.trial.model_copy(update={"state": ended})
 
     def previous(self, alias: str) -> int | None:
         """Return the version `alias` pointed to before the latest move that was not rolled back."""

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
-from attempt_ray.errors import StorageError
+from attempt_ray.errors import AttemptError, StorageError
 
 TEMPORARY = ".tmp-"
 """Part of every temporary name; what follows it is the writer's process id and a random token."""
@@ -52,8 +52,13 @@ def is_temporary(name: str) -> bool:
     return name.startswith(".") and TEMPORARY in name
 
 
-def write_durably(path: Path, data: bytes) -> None:
+def write_durably(path: Path, data: bytes, *, mode: int = 0o644) -> None:
     """Replace the file `path` by `data`, wholly or not at all; its directory must exist.
+
+    Args:
+        path: The file.
+        data: Its new content.
+        mode: Its permissions, from the first byte on, less those of the umask.
 
     Raises:
         StorageError: The disk refused; the old content is untouched and no temporary file is left.
@@ -61,7 +66,7 @@ def write_durably(path: Path, data: bytes) -> None:
     temporary = path.with_name(temporary_name(path.name))
     with storage_errors(f"write {path}", where=path.parent, needed=len(data)):
         try:
-            write_new(temporary, data)
+            write_new(temporary, data, mode=mode)
             _sync(temporary, os.O_RDONLY)
             temporary.replace(path)
         except BaseException:
@@ -70,9 +75,9 @@ def write_durably(path: Path, data: bytes) -> None:
         sync_directory(path.parent)
 
 
-def write_new(path: Path, data: bytes) -> None:
+def write_new(path: Path, data: bytes, *, mode: int = 0o644) -> None:
     """Write a file that must not exist yet; it is not durable until it is synced."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode)
     with os.fdopen(descriptor, "wb") as file:
         file.write(data)
 
@@ -161,7 +166,7 @@ def storage_errors(what: str, *, where: Path | None = None, needed: int | None =
     """
     try:
         yield
-    except (StorageError, FileNotFoundError, FileExistsError):
+    except (AttemptError, FileNotFoundError, FileExistsError):
         raise
     except OSError as error:
         if error.errno is not None and error.errno not in _FIXES:

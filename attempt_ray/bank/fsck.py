@@ -91,9 +91,15 @@ def _check_kind(storage: Storage, kind: Kind) -> list[Problem]:
 def _check_prompt(storage: Storage, kind: Kind, name: str) -> list[Problem]:
     problems: list[Problem] = []
     path = f"{kind}/{name}"
+    removed: tuple[int, ...] = ()
+    with suppress(IntegrityError, StorageError):  # reported below
+        removed = read_aliases(storage, kind, name).removed
     for entry in _entries(storage, path, problems):
         number = number_of(entry.name)
-        if entry.kind == "directory" and number is not None:
+        if entry.kind == "directory" and number in removed:
+            detail = "its removal was cut short; remove the version again"
+            problems.append(Problem(f"{path}/{entry.name}", "unfinished", detail))
+        elif entry.kind == "directory" and number is not None:
             problems += check_version(storage, Version(kind, name, number))
         elif (entry.name, entry.kind) != (ALIASES, "file"):
             problems += _stray(storage, path, entry)

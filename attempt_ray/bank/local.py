@@ -6,6 +6,7 @@ import errno
 import os
 import shutil
 import stat
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -27,6 +28,8 @@ LOCK = ".lock"
 """File in the root whose flock keeps writers apart."""
 LOCK_SECONDS = 60.0
 """Longest wait for another writer; one publication takes milliseconds."""
+_SETTLED_NS = 1_000_000_000
+"""Two changes that follow each other faster than a filesystem's clock ticks leave one time of modification."""
 
 _NOT_PLAIN = frozenset({errno.ELOOP, errno.ENOTDIR, errno.ENXIO, errno.EISDIR})
 
@@ -72,6 +75,27 @@ class LocalStorage:
                 return sorted(_entry(item) for item in found)
         except FileNotFoundError:
             return []
+
+    def stamps(self, path: str) -> dict[str, object]:
+        """Tell changes by the time of modification; see `Storage.stamps`."""
+        settled = time.time_ns() - _SETTLED_NS
+        try:
+            with (
+                storage_errors(f"list {self.place(path)}"),
+                self._opened(path) as descriptor,
+                os.scandir(descriptor) as found,
+            ):
+                states = {
+                    item.name: item.stat(follow_symlinks=False)
+                    for item in found
+                    if item.is_dir(follow_symlinks=False)
+                }
+        except FileNotFoundError:
+            return {}
+        return {
+            name: (state.st_ino, state.st_mtime_ns) if state.st_mtime_ns < settled else None
+            for name, state in states.items()
+        }
 
     def commit(self, path: str, files: Mapping[str, bytes]) -> None:
         """Commit by temporary directory, fsync and rename; see `Storage.commit`."""

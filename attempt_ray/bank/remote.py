@@ -66,6 +66,19 @@ class RemoteStorage:
             found = self.filesystem.get_file_info(selector)
         return sorted(Entry(item.base_name, _kind(item.type), _seconds(item.mtime_ns)) for item in found)
 
+    def stamps(self, path: str) -> dict[str, object]:
+        """Tell changes by times and sizes of all objects, listed at once; see `Storage.stamps`."""
+        root = self._full(path)
+        with _refusals(f"list {self.place(path)}"):
+            selector = fs.FileSelector(root, allow_not_found=True, recursive=True)
+            found = self.filesystem.get_file_info(selector)
+        objects: dict[str, list[tuple[str, int | None, int | None]]] = {}
+        for item in found:
+            name, _, rest = item.path[len(root) + 1 :].partition("/")
+            if rest and item.type == fs.FileType.File:
+                objects.setdefault(name, []).append((rest, item.mtime_ns, item.size))
+        return {name: tuple(sorted(some)) for name, some in objects.items()}
+
     def commit(self, path: str, files: Mapping[str, bytes]) -> None:
         """Claim the directory, then write the files in order, the last one last; see `Storage.commit`."""
         claim = f"{CLAIM}{secrets.token_hex(8)}"

@@ -41,6 +41,12 @@ class Storage(Protocol):
     def entries(self, path: str) -> list[Entry]:
         """Return what a directory holds, sorted; nothing where there is none."""
 
+    def stamps(self, path: str) -> dict[str, object]:
+        """Return, for every directory in a directory, what differs once an entry in it has come, gone or been replaced.
+
+        None stands where that cannot be told yet: such a directory counts as changed.
+        """
+
     def commit(self, path: str, files: Mapping[str, bytes]) -> None:
         """Make a directory with `files`, written in their order, appear as one.
 

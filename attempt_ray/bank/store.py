@@ -9,15 +9,33 @@ Readers take no lock and never see half a version: a version appears in one step
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
-from attempt_ray.bank.aliases import CANDIDATE, CHAMPION, Aliases, read_aliases, timestamp, write_aliases
+from attempt_ray.bank.aliases import (
+    CANDIDATE,
+    CHAMPION,
+    Aliases,
+    Canary,
+    read_aliases,
+    timestamp,
+    write_aliases,
+)
 from attempt_ray.bank.fsck import Problem, check_bank, check_version
 from attempt_ray.bank.local import LocalStorage
 from attempt_ray.bank.manifest import Arrays, Facts, ImportRecord, Manifest, check_tensors
-from attempt_ray.bank.names import KINDS, Kind, Reference, Version, check_alias, check_kind, check_name
+from attempt_ray.bank.names import (
+    KINDS,
+    Kind,
+    Reference,
+    Version,
+    check_alias,
+    check_kind,
+    check_name,
+    is_name,
+)
 from attempt_ray.bank.places import open_storage
 from attempt_ray.bank.storage import Storage
 from attempt_ray.bank.versions import (
@@ -143,7 +161,7 @@ class Bank:
             Version(each, name, number)
             for each in kinds
             for name in names(self._storage, each)
-            for number in numbers(self._storage, each, name)
+            for number in self.numbers(each, name)
         ]
 
     def aliases(self, kind: Kind, name: str) -> Aliases:
@@ -222,6 +240,86 @@ class Bank:
             self._move(aliases.moved(alias, number, action="rollback"))
         return version
 
+    def start_canary(self, kind: Kind, name: str, canary: Canary) -> Aliases:
+        """Let a version, which is read and checked first, answer a share of what the champion would.
+
+        Raises:
+            BankError: There is no such version, no champion, or it is the champion.
+        """
+        version = self.load(Version(check_kind(kind), check_name(name), canary.version).reference).version
+        with self._storage.lock():
+            aliases = read_aliases(self._storage, kind, name)
+            champion = aliases.current.get(CHAMPION)
+            if champion is None:
+                raise BankError(f"{kind}/{name} has no champion to compare {version} with; promote one first")
+            if champion == version.number:
+                raise BankError(f"{version} is the champion already; try another version")
+            return self._move(aliases.with_canary(canary))
+
+    def end_canary(
+        self,
+        kind: Kind,
+        name: str,
+        *,
+        version: int | None = None,
+        state: Literal["rolled back", "stopped"] = "stopped",
+        reason: str | None = None,
+    ) -> Aliases:
+        """End the trial under way, unless it is another version's; the champion answers everything again.
+
+        Args:
+            kind: Kind of the prompt.
+            name: Name of the prompt.
+            version: The version on trial; None is any.
+            state: How it ended.
+            reason: Why it was rolled back.
+
+        Raises:
+            BankError: There is no such prompt.
+        """
+        self._numbers(check_kind(kind), check_name(name))
+        with self._storage.lock():
+            aliases = read_aliases(self._storage, kind, name)
+            trial = aliases.trial
+            if trial is None or version not in (None, trial.version):
+                return aliases
+            return self._move(
+                aliases.with_canary(trial.model_copy(update={"state": state, "reason": reason}))
+            )
+
+    def remove(self, reference: str) -> Version:
+        """Remove a version that nothing points to and nothing is mixed from; its number is not given again.
+
+        Raises:
+            BankError: It is not named with its number, is not there, or is in use.
+        """
+        wanted = Reference.parse(reference)
+        if wanted.number is None:
+            raise BankError(f"got '{reference}'; wanted a version with its number, such as {reference}@v1")
+        version = Version(wanted.kind, wanted.name, wanted.number)
+        with self._storage.lock():
+            aliases = read_aliases(self._storage, version.kind, version.name)
+            if version.number not in aliases.removed:
+                self.resolve(reference)
+                self._check_unused(version, aliases)
+                self._move(aliases.without(version.number))
+            self._storage.remove(version.directory)
+        return version
+
+    def stamps(self) -> Mapping[str, object]:
+        """Return, by `kind/name`, what differs once a version or an alias has changed; None may have changed."""
+        return {
+            f"{kind}/{name}": stamp
+            for kind in KINDS
+            for name, stamp in self._storage.stamps(kind).items()
+            if is_name(name)
+        }
+
+    def numbers(self, kind: Kind, name: str) -> Numbers:
+        """Return the numbers of a prompt's versions, rising; none where there is no such prompt."""
+        removed = read_aliases(self._storage, check_kind(kind), check_name(name)).removed
+        return [number for number in numbers(self._storage, kind, name) if number not in removed]
+
     def verify(self, reference: str | None = None) -> Problems:
         """Read the whole bank, or the version that `reference` means, and return what is wrong with it.
 
@@ -280,7 +378,8 @@ class Bank:
             if same is not None:
                 self._storage.settle(f"{kind}/{name}")
                 return same
-            first = max(taken_numbers(self._storage, kind, name), default=0) + 1
+            removed = read_aliases(self._storage, kind, name).removed
+            first = max([*taken_numbers(self._storage, kind, name), *removed], default=0) + 1
             for number in range(first, first + _TRIES):
                 version = Version(kind, name, number)
                 numbered = encode_manifest(manifest.model_copy(update={"number": number}))
@@ -293,7 +392,7 @@ class Bank:
 
     def _same(self, manifest: Manifest) -> Version | None:
         """Return the version that holds the same tensors of the same run; a damaged one is not it."""
-        for number in reversed(numbers(self._storage, manifest.kind, manifest.name)):
+        for number in reversed(self.numbers(manifest.kind, manifest.name)):
             version = Version(manifest.kind, manifest.name, number)
             with suppress(IntegrityError):
                 there, _ = read_manifest_of(self._storage, version)
@@ -308,11 +407,22 @@ class Bank:
         return Loaded(version=version, manifest=manifest, tensors=tensors)
 
     def _numbers(self, kind: Kind, name: str) -> Numbers:
-        found = numbers(self._storage, kind, name)
+        found = self.numbers(kind, name)
         if not found:
             known = {f"{version.kind}/{version.name}" for version in self.list()}
             raise BankError(f"{unknown_name('prompt', f'{kind}/{name}', known)} (bank {self.place})")
         return found
+
+    def _check_unused(self, version: Version, aliases: Aliases) -> None:
+        named = [f"@{alias}" for alias, number in aliases.current.items() if number == version.number]
+        if aliases.trial is not None and aliases.trial.version == version.number:
+            named.append("its canary")
+        if named:
+            raise BankError(f"{version} is in use: {', '.join(named)} points to it; move that first")
+        for other in self.list():
+            mixture = self.show(other.reference).mixture
+            if mixture is not None and version.reference in (*mixture.sources, mixture.attention):
+                raise BankError(f"{version} is in use: {other} is mixed from it; remove that first")
 
     def _move(self, aliases: Aliases) -> Aliases:
         write_aliases(self._storage, aliases)

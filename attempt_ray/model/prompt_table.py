@@ -16,6 +16,8 @@ from collections import OrderedDict, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from types import MappingProxyType
+from typing import cast
 
 import numpy as np
 import torch
@@ -118,12 +120,28 @@ class PromptTable:
         resident = self._residents.get(reference)
         return 0 if resident is None else resident.length
 
-    def hold(self, reference: str, *, keep: set[str]) -> Resident | None:
+    def load(self, reference: str) -> Resident:
+        """Load a prompt and all that its mixture needs, ahead of the first row that asks for it, and return it.
+
+        Files are read without the lock, so rows under way do not wait for them.
+
+        Raises:
+            As `hold`.
+        """
+        with self.lock:
+            known = dict(self._residents)
+        # With nothing to keep, there is room or an error.
+        return cast("Resident", self.hold(reference, keep=set(), read=self._absent(reference, known)))
+
+    def hold(
+        self, reference: str, *, keep: set[str], read: Mapping[str, Loaded] = MappingProxyType({})
+    ) -> Resident | None:
         """Return a prompt, loaded with all that its mixture needs; None where there is no room beside `keep`.
 
         Args:
             reference: A source or target prompt, with its number.
             keep: Versions that must stay; what was held joins them.
+            read: Versions that were read already.
 
         Raises:
             BankError: It is not in the bank, not whole, a G, or its mixture does not fit together.
@@ -132,7 +150,7 @@ class PromptTable:
             ConfigError: It alone exceeds the table.
         """
         with self.lock:
-            fresh = self._absent(reference)
+            fresh = self._absent(reference, self._residents, read)
             manifest = (
                 fresh[reference].manifest if reference in fresh else self._residents[reference].manifest
             )
@@ -230,24 +248,25 @@ class PromptTable:
         padded_B = mask_BT.sum(dim=1) < torch.tensor(widths, device=mask_BT.device)
         return join_padding(pooled_BH, self._backbone.pad_embedding_H, padded_B=padded_B)
 
-    def _absent(self, reference: str) -> dict[str, Loaded]:
-        """Read a prompt and the parts of its mixture that are not in the table, each checked."""
+    def _absent(
+        self,
+        reference: str,
+        known: Mapping[str, Resident],
+        read: Mapping[str, Loaded] = MappingProxyType({}),
+    ) -> dict[str, Loaded]:
+        """Return a prompt and the parts of its mixture that are not among `known`, each checked."""
+
+        def manifest_of(name: str) -> Manifest:
+            if name not in known and name not in fresh:
+                fresh[name] = read.get(name) or self._read(name)
+            return fresh[name].manifest if name in fresh else known[name].manifest
+
         fresh: dict[str, Loaded] = {}
-        known = self._residents.get(reference)
-        if known is None:
-            fresh[reference] = self._read(reference)
-            if fresh[reference].version.kind == "attention":
-                raise BankError(f"{reference} is a G, which answers nothing alone; name a prompt")
-        manifest = fresh[reference].manifest if known is None else known.manifest
-        for name in _parts(manifest):
-            if name not in self._residents:
-                fresh[name] = self._read(name)
-        if known is None:
-            names = _parts(manifest)
-            parts = {
-                name: fresh[name].manifest if name in fresh else self._residents[name].manifest
-                for name in names
-            }
+        manifest = manifest_of(reference)
+        if manifest.kind == "attention":
+            raise BankError(f"{reference} is a G, which answers nothing alone; name a prompt")
+        parts = {name: manifest_of(name) for name in _parts(manifest)}
+        if reference in fresh:
             _check_mixture(manifest, parts)
         return fresh
 

@@ -60,6 +60,16 @@ def bank(tmp_path: Path) -> Bank:
     return Bank(str(tmp_path / "bank"))
 
 
+@pytest.fixture(params=["local", "file", "memory"])
+def any_bank(request: pytest.FixtureRequest, tmp_path: Path) -> Bank:
+    places = {
+        "local": str(tmp_path / "bank"),
+        "file": f"file://{tmp_path}/bank",
+        "memory": f"fsspec+memory://{tmp_path.name}/bank",
+    }
+    return Bank(places[request.param])
+
+
 @pytest.fixture
 def fork() -> Callable[[Callable[[], Any]], Callable[..., Any]]:
     """Return a starter of child processes; what it returns waits for the child's result, or its exit code."""

@@ -17,7 +17,7 @@ from attempt_ray.bank.durable import (
     temporary_name,
     write_durably,
 )
-from attempt_ray.errors import StorageError
+from attempt_ray.errors import DeadlineError, StorageError, UnavailableError
 
 
 def test_a_written_file_holds_the_data_and_leaves_no_other(tmp_path):
@@ -148,7 +148,15 @@ def test_refusals_name_the_fix(number, fix):
 
 
 @pytest.mark.parametrize(
-    "error", [FileNotFoundError(2, "x"), FileExistsError(17, "x"), OSError(errno.EBADF, "x"), ValueError()]
+    "error",
+    [
+        FileNotFoundError(2, "x"),
+        FileExistsError(17, "x"),
+        OSError(errno.EBADF, "x"),
+        ValueError(),
+        DeadlineError("x"),
+        UnavailableError("x"),
+    ],
 )
 def test_other_errors_pass_unchanged(error):
     with pytest.raises(type(error)) as caught, storage_errors("write it"):

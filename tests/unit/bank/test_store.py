@@ -18,17 +18,6 @@ from attempt_ray.bank import Bank, Manifest, Version
 from attempt_ray.errors import BankError, IntegrityError, StorageError
 
 
-@pytest.fixture(params=["local", "file", "memory"])
-def any_bank(request, tmp_path):
-    return Bank(
-        {
-            "local": str(tmp_path / "bank"),
-            "file": f"file://{tmp_path}/bank",
-            "memory": f"fsspec+memory://{tmp_path.name}/bank",
-        }[request.param]
-    )
-
-
 @pytest.fixture
 def published(bank, facts, prompt):
     """A bank with three versions of one prompt."""

@@ -3,7 +3,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Coroutine, Generator, Sequence
+from collections.abc import Awaitable, Coroutine, Generator, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -11,7 +11,7 @@ import pytest
 
 from attempt_ray.config import ServingConfig
 from attempt_ray.errors import AttemptError, BankError, DeadlineError, OverloadedError
-from serve_app.batcher import Batcher
+from serve_app.batcher import Batched, Batcher
 
 Events = Generator[tuple[int, str | int | AttemptError], None, None]
 
@@ -55,10 +55,14 @@ async def settled(count: int = 5) -> None:
         await asyncio.sleep(0)
 
 
+async def found_of(asked: Awaitable[Batched[int]]) -> list[int | Exception]:
+    return list((await asked).found)
+
+
 def ask(
     made: Batcher[int, int], *rows: int, tokens: int = 10, **more: Any
 ) -> asyncio.Task[list[int | Exception]]:
-    return asyncio.create_task(made.answer([(row, tokens) for row in rows], **more))
+    return asyncio.create_task(found_of(made.answer([(row, tokens) for row in rows], **more)))
 
 
 async def occupied(made: Batcher[int, int], engine: FakeEngine) -> asyncio.Task[list[int | Exception]]:

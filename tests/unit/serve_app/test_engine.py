@@ -587,7 +587,8 @@ def test_rows_of_many_callers_get_through_the_batcher_what_they_get_alone(
             async def ask(place: int) -> list[Answer | Exception]:
                 await asyncio.sleep(0.001 * (place % 7))
                 prepared = engine.prepare(rows[place])
-                return await batcher.answer([(prepared, prepared.tokens)], key=str(place % 3))
+                answered = await batcher.answer([(prepared, prepared.tokens)], key=str(place % 3))
+                return list(answered.found)
 
             found = await asyncio.gather(*map(ask, range(len(rows))))
             counts = batcher.snapshot()
