@@ -119,7 +119,8 @@ class Made:
                 fresh_model(options.backbone).save_pretrained(self.name)
             T5TokenizerFast.from_pretrained(options.data / "t5_tokenizer").save_pretrained(self.name)
         self.backbone = load_backbone(self.config("labels").backbone)
-        self.bank = Bank(str(directory / "bank"))
+        self.bank_place = str(directory / "bank")
+        self.bank = Bank(self.bank_place)
         self._facts = Facts(backbone=backbone_record(self.backbone), tasks=("glue",), config_digest="0" * 12)
         self._start_PH = first_prompt(self.backbone.model)
         self._bottleneck = BOTTLENECK
