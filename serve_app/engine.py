@@ -66,6 +66,8 @@ class Answer:
     """Tokens of the input that were read, the prompt not counted."""
     output_tokens: int
     """Tokens of the answer, its end token included."""
+    finished: bool = True
+    """Whether the answer came to its end; False where the limit cut it off."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -255,4 +257,5 @@ def _answer(prepared: PreparedRow, reply: Reply) -> Answer:
         truncated=prepared.truncated,
         input_tokens=len(prepared.question.ids),
         output_tokens=reply.tokens,
+        finished=reply.finished,
     )

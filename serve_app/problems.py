@@ -12,8 +12,8 @@ PROBLEMS: Mapping[str, tuple[int, str]] = {
     # The request itself.
     "bad_request": (400, "invalid_request_error"),
     "invalid_json": (400, "invalid_request_error"),
-    "invalid_request": (400, "invalid_request_error"),
-    "invalid_row": (400, "invalid_request_error"),
+    "invalid_request": (422, "invalid_request_error"),
+    "invalid_row": (422, "invalid_request_error"),
     "body_not_taken": (400, "invalid_request_error"),
     "not_found": (404, "invalid_request_error"),
     "unknown_task": (404, "invalid_request_error"),
@@ -42,6 +42,7 @@ PROBLEMS: Mapping[str, tuple[int, str]] = {
     # Our side.
     "internal_error": (500, "server_error"),
     "not_ready": (503, "server_error"),
+    "prompt_unavailable": (503, "server_error"),
     "storage_unavailable": (503, "server_error"),
 }
 """HTTP status and `type` (as OpenAI's API names kinds of errors) of each `code`."""
@@ -53,6 +54,7 @@ def problem(
     *,
     param: str | None = None,
     retry_after: int | None = None,
+    status: int | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> Response:
     """Return the answer for a problem: its status, and an `ErrorBody` as JSON.
@@ -62,11 +64,15 @@ def problem(
         message: Got; wanted; what to do. It reaches the caller.
         param: Where in the request, such as `rows.3.fields`.
         retry_after: Whole seconds after which the same request may do, for `Retry-After`.
+        status: Status in place of the code's, where a protocol wants another.
         headers: Further headers.
     """
-    status, kind = PROBLEMS[code]
+    usual, kind = PROBLEMS[code]
     body = ErrorBody(error=ErrorDetail(message=message, type=kind, param=param, code=code))
     more: dict[str, str] = {} if retry_after is None else {"Retry-After": str(retry_after)}
     return Response(
-        body.model_dump_json(), status, media_type="application/json", headers={**(headers or {}), **more}
+        body.model_dump_json(),
+        status or usual,
+        media_type="application/json",
+        headers={**(headers or {}), **more},
     )

@@ -27,7 +27,13 @@ class Message(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
-class RowIn(Message):
+class Input(Message):
+    """A part of a request: numbers are numbers, and no text that looks like one is taken for it."""
+
+    model_config = ConfigDict(strict=True)
+
+
+class RowIn(Input):
     """A row to answer."""
 
     task: TaskName
@@ -53,7 +59,7 @@ class RowIn(Message):
         return self
 
 
-class PredictRequest(Message):
+class PredictRequest(Input):
     """Rows of one or several tasks, answered together from one state of the bank."""
 
     rows: Annotated[list[RowIn], Field(min_length=1)]
@@ -89,6 +95,8 @@ class RowOut(Message):
     """Tokens of the input that were read, the prompt not counted."""
     output_tokens: int
     """Tokens of the answer, its end token included."""
+    finished: bool = True
+    """Whether the answer came to its end; false where the limit of tokens cut it off."""
 
 
 class PredictResponse(Message):
@@ -100,7 +108,7 @@ class PredictResponse(Message):
     """One answer for each row."""
 
 
-class CanaryIn(Message):
+class CanaryIn(Input):
     """A version put on trial beside what a task serves."""
 
     version: Annotated[int, Field(ge=1, le=999_999_999)]
@@ -167,7 +175,7 @@ class TaskList(Message):
     """By name."""
 
 
-class PromoteIn(Message):
+class PromoteIn(Input):
     """What a task shall serve from now on."""
 
     version: Annotated[int, Field(ge=1, le=999_999_999)] | None = None

@@ -65,6 +65,8 @@ class Reply:
     """Mixing weights by candidate; None where nothing is mixed."""
     tokens: int = 0
     """Tokens of the answer, its end token included."""
+    finished: bool = True
+    """Whether the answer came to its end; False where the limit cut it off."""
 
 
 @dataclass(eq=False)
@@ -270,7 +272,8 @@ class Answerer:
                     continue
                 row, answer = rows[place], answers[place]
                 answer.append(token_id)
-                ended = self.backbone.ends(token_id) or len(answer) == limits[place]
+                finished = self.backbone.ends(token_id)
+                ended = finished or len(answer) == limits[place]
                 if not (ended or row.question.pieces):
                     continue
                 (text,) = self.backbone.decode([answer])
@@ -284,7 +287,10 @@ class Answerer:
                     left.discard(place)
                     labels = row.question.labels
                     label = labels.index(text) if text in labels else None
-                    yield row.index, _reply(row, text, label=label, tokens=len(answer))
+                    yield (
+                        row.index,
+                        _reply(row, text, label=label, tokens=len(answer), finished=finished),
+                    )
 
     def _labels(self, labels: tuple[str, ...]) -> Tensor:
         if labels not in self._candidates:
@@ -292,8 +298,15 @@ class Answerer:
         return self._candidates[labels]
 
 
-def _reply(row: _Row, text: str, *, label: int | None, tokens: int) -> Reply:
-    return Reply(text=text, label=label, logprobs=row.logprobs, weights=row.weights, tokens=tokens)
+def _reply(row: _Row, text: str, *, label: int | None, tokens: int, finished: bool = True) -> Reply:
+    return Reply(
+        text=text,
+        label=label,
+        logprobs=row.logprobs,
+        weights=row.weights,
+        tokens=tokens,
+        finished=finished,
+    )
 
 
 def _not_finite(row: _Row) -> BankError:

@@ -191,7 +191,16 @@ def answered(outcome: Answer | AttemptError) -> Answer:
 
 
 def assert_alike(one: Answer, other: Answer) -> None:
-    for name in ("task", "prompt", "answer", "meaning", "truncated", "input_tokens", "output_tokens"):
+    for name in (
+        "task",
+        "prompt",
+        "answer",
+        "meaning",
+        "truncated",
+        "input_tokens",
+        "output_tokens",
+        "finished",
+    ):
         assert getattr(one, name) == getattr(other, name)
     for name in ("logprobs", "probabilities", "attention"):
         left, right = getattr(one, name), getattr(other, name)
@@ -264,6 +273,25 @@ def test_a_label_is_the_answer_exactly_where_it_is_greedys(
         )
         assert (no.text, no.label, no.tokens) == (free[place].text, None, free[place].tokens)
         assert len(no.logprobs) == 2
+
+
+def test_an_answer_that_its_limit_cut_off_says_so(make_engine: MakeEngine, memory_bank: MemoryBank) -> None:
+    engine = make_engine(memory_bank, evaluation={"max_new_tokens": 12})
+    rows = [
+        Row(task="squad", prompt=f"target/squad@v{n % 2 + 1}", text=f"w{n % 30} w{n // 30}")
+        for n in range(90)
+    ]
+    whole = [answered(one) for one in engine.answer(rows)]
+    ended = [place for place, one in enumerate(whole) if 2 < one.output_tokens < 12]
+    assert len(ended) > 3
+    for place in ended:
+        assert whole[place].finished
+        tokens = whole[place].output_tokens
+        just, short = engine.answer(
+            [replace(rows[place], max_new_tokens=most) for most in (tokens, tokens - 1)]
+        )
+        assert answered(just) == whole[place]
+        assert (answered(short).finished, answered(short).output_tokens) == (False, tokens - 1)
 
 
 def test_answers_are_those_of_the_published_method(
