@@ -40,11 +40,10 @@ def serve_here(config: Config, *, host: str, port: int) -> None:
     check_host(host, config)
     _check_bank(config)
     leave = threading.Event()
-    with _signals(leave):
-        with _serving(config, host=host, port=port) as url:
-            tell(f"ready at {url}  (Ctrl-C leaves)")
-            leave.wait()
-            tell("leaving: what was accepted is answered first")
+    with _signals(leave), _serving(config, host=host, port=port) as url:
+        tell(f"ready at {url}  (Ctrl-C leaves)")
+        leave.wait()
+        tell("leaving: what was accepted is answered first")
 
 
 @contextmanager
@@ -152,9 +151,7 @@ def file_of(configs: list[str], settings: list[str], *, host: str, port: int) ->
     page = {
         "proxy_location": "EveryNode",
         "http_options": {"host": host, "port": port},
-        "applications": [
-            {"name": NAME, "route_prefix": "/", "import_path": IMPORT_PATH, "args": arguments}
-        ],
+        "applications": [{"name": NAME, "route_prefix": "/", "import_path": IMPORT_PATH, "args": arguments}],
     }
     return str(yaml.safe_dump(page, sort_keys=False))
 
@@ -185,7 +182,9 @@ def _check_port(host: str, port: int) -> None:
         try:
             trial.bind((host, port))
         except OSError as error:
-            raise ClusterError(f"cannot listen on {host}:{port}: {error.strerror}; choose another --port") from None
+            raise ClusterError(
+                f"cannot listen on {host}:{port}: {error.strerror}; choose another --port"
+            ) from None
 
 
 @contextmanager

@@ -43,11 +43,9 @@ _MOST_ONGOING = 100_000
 class Engine:
     """An engine replica."""
 
-    async def __init__(self, page: dict[str, Any]) -> None:
+    async def __init__(self, page: dict[str, Any]) -> None:  # type: ignore[misc] # Serve awaits it
         config = parse([page])
-        self._host = await asyncio.to_thread(
-            Host, config, replica=serve.get_replica_context().replica_tag
-        )
+        self._host = await asyncio.to_thread(Host, config, replica=serve.get_replica_context().replica_tag)
         await self._host.start()
 
     async def predict(self, call: Call) -> Reply:
