@@ -8,8 +8,9 @@ process beside them, so on two cores all share. Weights and prompts are random, 
 
 - `steps`: shares of the peak that a closed loop finds; see `load.py`. `batch_fill` is the mean share of a batch's budget
   that was used in that step, from `/metrics`.
+- `outside_p50`: what HTTP adds, request by request: latency less the time in queue and engine, which the answer tells.
 - `http_adds_p50`: the median latency at half load through HTTP, less that of the same requests at the same moments given
-  to a `Host` in this process.
+  to a `Host` in this process; with batches of hundreds of milliseconds, the rougher measure of the two.
 """
 
 from __future__ import annotations

@@ -51,6 +51,8 @@ class Outcome:
     """HTTP status, or the name of the exception."""
     retry_after: bool = False
     """Whether it said when to come again."""
+    inside_seconds: float | None = None
+    """What the engine says that it took, its queue included."""
 
 
 Send = Callable[[int], Awaitable[Outcome]]
@@ -81,6 +83,9 @@ class Step:
     goodput: float
     """Answers per second within the limit."""
     statuses: dict[str, int]
+    outside_p50: float | None
+    """From when a request was sent to its answer, less what the engine says that it took: what HTTP adds."""
+    outside_p99: float | None
     answered_p50: float | None
     answered_p99: float | None
     refused_p50: float | None
@@ -117,6 +122,11 @@ async def open_loop(send: Send, *, rate: float, seconds: float, limit: float, se
         for one in sent
     )
     answered = [one.ended - one.due for one in sent if one.outcome.status == "200"]
+    outside = [
+        one.ended - one.sent - one.outcome.inside_seconds
+        for one in sent
+        if one.outcome.inside_seconds is not None
+    ]
     refused = [one.ended - one.due for one in sent if one.outcome.status in REFUSALS]
     return Step(
         wanted_rate=round(rate, 2),
@@ -126,6 +136,8 @@ async def open_loop(send: Send, *, rate: float, seconds: float, limit: float, se
         requests=len(sent),
         goodput=round(good / (last - first), 2),
         statuses=dict(Counter(one.outcome.status for one in sent).most_common()),
+        outside_p50=_quantile(outside, 0.5),
+        outside_p99=_quantile(outside, 0.99),
         answered_p50=_quantile(answered, 0.5),
         answered_p99=_quantile(answered, 0.99),
         refused_p50=_quantile(refused, 0.5),
@@ -212,7 +224,18 @@ class HttpSender:
         body = self._bodies[number % len(self._bodies)]
         async with self._session.post(self._url, data=body) as response:
             await response.read()
-            return Outcome(str(response.status), "Retry-After" in response.headers)
+            return Outcome(
+                str(response.status),
+                "Retry-After" in response.headers,
+                _inside(response.headers.get("Server-Timing")),
+            )
+
+
+def _inside(timing: str | None) -> float | None:
+    """Return the seconds of a `Server-Timing` header: queue and engine."""
+    if timing is None:
+        return None
+    return sum(float(part.partition("dur=")[2]) for part in timing.split(",")) / 1e3
 
 
 def rows(data: Path, *, tasks: Sequence[str] | None = None, seed: int = 0) -> list[dict[str, Any]]:
@@ -271,10 +294,14 @@ async def ladder(
 
 def table(steps: dict[str, Any]) -> str:
     """Return the steps as a table in Markdown."""
-    heads = ["load", "offered/s", "goodput/s", "answered p50", "p99", "refused p50", "p99", "statuses"]
+    heads = ["load", "offered/s", "goodput/s", "answered p50 ms", "p99", "HTTP adds p50", "p99"]
+    heads += ["refused p50", "p99", "statuses"]
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for name, step in steps.items():
-        names = ("offered_rate", "goodput", "answered_p50", "answered_p99", "refused_p50", "refused_p99")
+        names = ["offered_rate", "goodput"]
+        names += [
+            f"{kind}_{point}" for kind in ("answered", "outside", "refused") for point in ("p50", "p99")
+        ]
         cells = ["-" if step[one] is None else f"{step[one]:,.1f}" for one in names]
         statuses = ", ".join(f"{status}: {count}" for status, count in step["statuses"].items())
         lines.append("| " + " | ".join([name, *cells, statuses]) + " |")
