@@ -86,6 +86,7 @@ def main() -> None:
     parser.add_argument(
         "--batches", type=int, nargs="+", default=[32, 256], help="rows of the peers' batches"
     )
+    parser.add_argument("--clock", default="wall", choices=sorted(CLOCKS), help="what rates are made of")
     parser.add_argument("--tasks", type=int, default=1000, help="prompts in the table")
     parser.add_argument(
         "--nano", action="store_true", help="the nano backbone on the micro-world, tasks alone"
