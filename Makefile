@@ -65,6 +65,8 @@ bench: $(STAMP)
 	@$(BIN)/python tests/benchmark/packing.py --data $(DATA) --backbone $(BACKBONE) --out docs/benchmarks/packing-$(BACKBONE).json
 	@$(BIN)/python tests/benchmark/pool.py --out docs/benchmarks/pool.json
 	@$(BIN)/python tests/benchmark/serving.py --data $(DATA) --backbone $(BACKBONE) --out docs/benchmarks/serving-$(BACKBONE).json
+	@$(BIN)/python tests/benchmark/engine.py --data $(DATA) --backbone $(BACKBONE) --out docs/benchmarks/engine-$(BACKBONE).json
+	@$(BIN)/python tests/benchmark/deployment.py --data $(DATA) --backbone $(BACKBONE) --out docs/benchmarks/deployment-$(BACKBONE).json
 
 # Each test tells how often it killed; nice 0 for the workers, which Ray else runs at nice 15.
 kills: $(STAMP)

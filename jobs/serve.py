@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import threading
@@ -66,6 +67,7 @@ def _serving(config: Config, *, host: str, port: int) -> Iterator[str]:
 
         from serve_app.app import make
 
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
         try:
             serve.start(
                 http_options=HTTPOptions(
@@ -78,6 +80,8 @@ def _serving(config: Config, *, host: str, port: int) -> Iterator[str]:
             yield f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{port}"  # noqa: S104 - shown only
         except RuntimeError as error:
             raise ClusterError(f"the deployment did not start: {_last_line(error)}") from None
+            # Replicas answer what they have accepted while the proxy is still there to pass it on.
+            serve.delete(NAME)
         finally:
             serve.shutdown()
 

@@ -70,11 +70,26 @@ _log = logging.getLogger(__name__)
 class _RefusedError(Exception):
     """A request is not to reach the application."""
 
-    def __init__(self, code: str, answer: Response, *, close: bool = False) -> None:
+    def __init__(
+        self,
+        code: str,
+        message: str,
+        *,
+        retry_after: int | None = None,
+        headers: Mapping[str, str] | None = None,
+        close: bool = False,
+    ) -> None:
         super().__init__(code)
         self.code = code
-        self.answer = answer
+        self.message = message
+        self.retry_after = retry_after
+        self.headers = headers
         self.close = close
+
+    def answer(self, path: str) -> Response:
+        """Return the answer, in the form of the protocol that the path is of."""
+        answer = problem(self.code, self.message, retry_after=self.retry_after, headers=self.headers)
+        return told_under(path, answer)
 
 
 class _LeftError(Exception):
@@ -144,9 +159,10 @@ class Guard:
                 await self._call(scope, _Replay(body, receive, answer), answer)
         except _RefusedError as refusal:
             self._traffic.refused(refusal.code)
+            response = refusal.answer(scope["path"])
             if refusal.close or head.declared_bytes() > _SMALL_BYTES:
-                refusal.answer.headers["Connection"] = "close"
-            await told_under(scope["path"], refusal.answer)(scope, receive, answer)
+                response.headers["Connection"] = "close"
+            await response(scope, receive, answer)
         except _LeftError:
             pass
         finally:
@@ -171,17 +187,21 @@ class Guard:
         caller = self._caller(head)
         visit.key = caller.key
         if route is None:
-            raise _refused("not_found", "there is no such path; GET /openapi.json lists all of them")
+            raise _RefusedError("not_found", "there is no such path; GET /openapi.json lists all of them")
         if access is None:
             allowed = ", ".join(sorted({*methods, *(["HEAD"] if "GET" in methods else [])}))
-            raise _refused("method_not_allowed", f"{route} takes {allowed} alone", headers={"Allow": allowed})
+            raise _RefusedError(
+                "method_not_allowed", f"{route} takes {allowed} alone", headers={"Allow": allowed}
+            )
         if access == "admin" and caller.role != "admin":
-            raise _refused("insufficient_role", "got a key of role infer; this takes a key of role admin")
+            raise _RefusedError(
+                "insufficient_role", "got a key of role infer; this takes a key of role admin"
+            )
         self._check_body_head(head, visit.method)
         scope[CALLER] = caller
         with self._limits.admitted(caller.key) as excess:
             if excess is not None:
-                raise _refused(excess.code, excess.message, retry_after=excess.retry_after)
+                raise _RefusedError(excess.code, excess.message, retry_after=excess.retry_after)
             yield
 
     def _check_host(self, head: _Head) -> None:
@@ -190,7 +210,7 @@ class Guard:
             return
         matched = _HOST.fullmatch(head.get("host") or "")
         if matched is None or matched[1].lower() not in self._hosts:
-            raise _refused(
+            raise _RefusedError(
                 "foreign_host",
                 "got a Host that this deployment does not go by; call it by its name, or add the name to http.hosts",
             )
@@ -198,7 +218,7 @@ class Guard:
     def _check_neighbour(self, scope: Scope) -> None:
         """Without keys, refuse whoever is not on this machine."""
         if self._keys is None and not _is_loopback(scope.get("client")):
-            raise _refused(
+            raise _RefusedError(
                 "foreign_caller",
                 "without API keys, only callers of this machine are answered; make one (attempt keys add NAME), and start "
                 "the deployment with http.keys",
@@ -211,7 +231,7 @@ class Guard:
             return
         site = origin.lower().partition("://")[2]
         if not site or site != (head.get("host") or "").lower():
-            raise _refused(
+            raise _RefusedError(
                 "foreign_origin",
                 "got a request of a page of another site; send it from a program, or from our own page",
             )
@@ -222,7 +242,7 @@ class Guard:
         text = head.key_text()
         caller = None if text is None else self._keys.authenticate(text)
         if caller is None:
-            raise _refused(
+            raise _RefusedError(
                 "invalid_api_key",
                 "got no valid API key; send one in the header 'Authorization: Bearer KEY'",
                 headers={"WWW-Authenticate": "Bearer"},
@@ -235,24 +255,24 @@ class Guard:
         if declared is not None and (
             not re.fullmatch("[0-9]{1,18}", declared) or head.get("transfer-encoding") is not None
         ):
-            raise _refused("bad_request", "got a Content-Length that is no length, or not the only one")
+            raise _RefusedError("bad_request", "got a Content-Length that is no length, or not the only one")
         if method not in _WITH_BODY:
             if head.declared_bytes():
-                raise _refused("body_not_taken", f"{method} takes no body; send it without")
+                raise _RefusedError("body_not_taken", f"{method} takes no body; send it without")
             return
         if declared is not None and int(declared) > self._config.max_body_bytes:
             raise self._too_long()
         if head.get("inference-header-content-length") is not None:
-            raise _refused(
+            raise _RefusedError(
                 "binary_tensors", "binary tensors are not taken; send their data as JSON (binary_data=False)"
             )
         if (head.get("content-encoding") or "identity").strip().lower() != "identity":
-            raise _refused(
+            raise _RefusedError(
                 "content_encoding", "got an encoded body; send it as it is, without Content-Encoding"
             )
         kind = head.get("content-type")
         if kind is not None and not _JSON.fullmatch(kind.strip()):
-            raise _refused(
+            raise _RefusedError(
                 "content_type", "got a body that is not application/json in UTF-8; send JSON, and say so"
             )
 
@@ -273,7 +293,7 @@ class Guard:
                         raise self._too_long()
                     more = message.get("more_body", False)
         except TimeoutError:
-            raise _refused(
+            raise _RefusedError(
                 "body_too_slow",
                 f"the body was not here after {self._config.body_seconds:g} s; send it faster, or less of it",
                 close=True,
@@ -285,12 +305,12 @@ class Guard:
 
     async def _check_json(self, body: bytes) -> None:
         try:
-            if len(body) > _SMALL_BYTES:  # up to 0.1 s for 1 MiB, in which others are answered
+            if len(body) > _SMALL_BYTES:  # up to 0.2 s for 1 MiB, in which others are answered
                 await asyncio.to_thread(check_json, body, max_depth=self._config.max_json_depth)
             else:
                 check_json(body, max_depth=self._config.max_json_depth)
         except DataError as error:
-            raise _refused("invalid_json", str(error)) from None
+            raise _RefusedError("invalid_json", str(error)) from None
 
     async def _call(self, scope: Scope, receive: Receive, answer: _Answer) -> None:
         try:
@@ -301,11 +321,10 @@ class Guard:
                 raise  # the server cuts the connection, so that half an answer is not taken for a whole one
             if not answer.begun:
                 text = "something broke on our side; the log has it under this request's id"
-                refusal = told_under(scope["path"], problem("internal_error", text))
-                await refusal(scope, receive, answer)
+                await _RefusedError("internal_error", text).answer(scope["path"])(scope, receive, answer)
 
     def _too_long(self) -> _RefusedError:
-        return _refused(
+        return _RefusedError(
             "body_too_long",
             f"got a body of more than {self._config.max_body_bytes:,} bytes; send fewer rows at once",
             close=True,
@@ -352,9 +371,9 @@ class _Head:
         size = sum(len(name) + len(value) for name, value in self._headers)
         size += len(self._scope.get("raw_path") or b"") + len(self._scope.get("query_string") or b"")
         if size > limit:
-            raise _refused("head_too_long", f"got a head of {size:,} bytes; the longest is {limit:,}")
+            raise _RefusedError("head_too_long", f"got a head of {size:,} bytes; the longest is {limit:,}")
         if len(self._headers) > MAX_HEADERS:
-            raise _refused(
+            raise _RefusedError(
                 "head_too_long", f"got {len(self._headers)} headers; at most {MAX_HEADERS} are taken"
             )
 
@@ -363,7 +382,7 @@ class _Head:
         names = [name for name, _ in self._headers if name in _ONCE]
         if len(set(names)) < len(names):
             twice = next(name for name in names if names.count(name) > 1)
-            raise _refused("bad_request", f"got the header {twice.decode()} twice; send it once")
+            raise _RefusedError("bad_request", f"got the header {twice.decode()} twice; send it once")
 
 
 class _Answer:
@@ -417,17 +436,6 @@ class _Replay:
         if message["type"] == "http.disconnect":
             self._answer.left()
         return message
-
-
-def _refused(
-    code: str,
-    message: str,
-    *,
-    retry_after: int | None = None,
-    headers: Mapping[str, str] | None = None,
-    close: bool = False,
-) -> _RefusedError:
-    return _RefusedError(code, problem(code, message, retry_after=retry_after, headers=headers), close=close)
 
 
 def _is_loopback(client: object) -> bool:

@@ -171,7 +171,7 @@ class InferenceRoute(Route):
         """Return the answer for a failure."""
         status = 400 if error.status == 422 else None
         found = problem(error.code, error.message, retry_after=error.retry_after_seconds, status=status)
-        return told_under("/v2/", found)
+        return told_under("/v2", found)
 
 
 def routes(front: Front) -> APIRouter:

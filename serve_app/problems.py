@@ -85,7 +85,7 @@ def told_under(path: str, answer: Response) -> Response:
     Under `/v2` the error is a text: Open Inference clients make an exception of it, and Triton's breaks where it is an
     object.
     """
-    if not path.startswith("/v2/"):
+    if path.split("/")[1:2] != ["v2"]:
         return answer
     error = ErrorBody.model_validate_json(bytes(answer.body)).error
     body = json.dumps({"error": error.message, "code": error.code})

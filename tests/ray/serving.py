@@ -197,6 +197,13 @@ def until(condition: Callable[[], Any], *, seconds: float = 60.0) -> float:
     return time.monotonic() - began
 
 
+def kill_and_wait(deployment: Deployment, title: str) -> float:
+    """Kill a part, wait until there are as many of it as before, and return how long that took."""
+    before = len(deployment.alive(title))
+    killed = deployment.kill(title)
+    return until(lambda: len(set(deployment.alive(title)) - {killed}) >= before, seconds=90)
+
+
 def kills(
     deployment: Deployment, title: str, *, count: int, rate: float, pause: float = 2.0
 ) -> dict[str, Any]:

@@ -240,14 +240,11 @@ def test_every_route_and_method_answers_each_caller_as_the_table_says(made, keys
                     allowed = set(ROUTES[template]) | ({"HEAD"} if "GET" in ROUTES[template] else set())
                     assert set(reply.headers["allow"].split(", ")) == allowed
                 if wanted != 200 and method != "HEAD":
-                    assert (
-                        reply.code
-                        in {
-                            401: ["invalid_api_key"],
-                            403: ["insufficient_role"],
-                            405: ["method_not_allowed"],
-                        }[wanted]
-                    )
+                    codes = {401: "invalid_api_key", 403: "insufficient_role", 405: "method_not_allowed"}
+                    if template.startswith("/v2"):
+                        assert list(json.loads(reply.body)) == ["error"]
+                    else:
+                        assert reply.code == codes[wanted]
                 if wanted == 200 and ROUTES[template].get(method) not in (None, "public"):
                     caller = app.seen[0][CALLER]
                     assert caller == Caller(text.split("_")[1], role)
@@ -467,7 +464,7 @@ def test_good_names_reach_it_as_they_are(made, keys, app, path):
     ],
 )
 def test_what_would_be_a_path_once_it_is_decoded_is_none(made, keys, app, path):
-    assert asked(made(), target=path, key=keys.admin).code == "not_found"
+    assert asked(made(), target=path, key=keys.admin).status == 404
     assert app.seen == []
 
 
@@ -508,7 +505,8 @@ def test_without_keys_the_names_of_this_machine_are_taken(open_guard, host):
 )
 @pytest.mark.parametrize("path", ["/", "/v2/health/live", "/v1/tasks", "/v1/nothing"])
 def test_without_keys_a_name_that_a_page_may_have_pointed_here_is_refused(open_guard, app, host, path):
-    assert asked(open_guard, "GET", path, headers=[("host", host)]).code == "foreign_host"
+    reply = asked(open_guard, "GET", path, headers=[("host", host)])
+    assert reply.status == 421 and (path.startswith("/v2") or reply.code == "foreign_host")
     assert app.seen == []
 
 
@@ -547,7 +545,8 @@ def test_without_keys_other_machines_are_refused(open_guard, made, keys, client,
         reply = asked(open_guard, "GET", path, client=client, headers=[("x-forwarded-for", "127.0.0.1")])
         assert reply.status == (status if path != "/v1/nothing" or status == 403 else 404)
         if status == 403:
-            assert reply.code == "foreign_caller" and b"attempt keys add" in reply.body
+            assert path.startswith("/v2") or reply.code == "foreign_caller"
+            assert b"attempt keys add" in reply.body
     assert asked(made(), key=keys.infer, client=client).status == 200
 
 
@@ -966,6 +965,22 @@ def test_an_application_that_breaks_before_it_answers_is_a_500_without_its_reaso
     assert reply.code == "internal_error" and b"inner" not in reply.body
     assert "inner workings" in caplog.text and reply.headers["x-request-id"] in caplog.text
     assert SECURITY_HEADERS.items() <= reply.headers.items()
+
+
+def test_refusals_have_the_form_of_the_protocol_of_their_path(made, keys):
+    async def broken(scope, receive, send):
+        raise RuntimeError
+
+    guard = made(broken, requests_per_second=0.1, burst_requests=1)
+    replies = [asked(guard, "GET", "/v2/models/rte", key=keys.infer) for _ in range(2)]
+    assert [reply.status for reply in replies] == [500, 429]
+    assert replies[1].headers["retry-after"] == "10"
+    for reply in replies:
+        assert list(json.loads(reply.body)) == ["error"] and json.loads(reply.body)["error"]
+        assert reply.headers["content-type"] == "application/json"
+        assert int(reply.headers["content-length"]) == len(reply.body)
+    assert asked(guard, "GET", "/v2", headers=[]).headers["www-authenticate"] == "Bearer"
+    assert asked(guard, "GET", "/v20", key=keys.admin).code == "not_found"
 
 
 def test_an_application_that_breaks_in_the_middle_leaves_the_answer_cut(made, keys, caplog):

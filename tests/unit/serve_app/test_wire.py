@@ -20,6 +20,7 @@ from attempt_ray.errors import (
     StorageError,
     UnavailableError,
 )
+from serve_app.problems import PROBLEMS
 from serve_app.wire import Wire, piece
 
 ROW = {"task": "rte", "text": "a day"}
@@ -51,6 +52,7 @@ def refused(status: int, code: str, kind: str, **headers: str) -> httpx2.Respons
     return said(status, {"error": error}, **headers)
 
 
+UNROUTED = said(404, "Path '/v1/predict' not found. Ping http://.../-/routes for available routes.")
 OVERLOADED = refused(503, "overloaded", "overloaded_error")
 
 
@@ -111,6 +113,7 @@ def test_the_deployment_is_told_what_is_left_of_the_time(monkeypatch: pytest.Mon
         OVERLOADED,
         refused(429, "rate_limit_exceeded", "rate_limit_error"),
         refused(503, "not_ready", "server_error"),
+        UNROUTED,
         said(502),
         said(500),
         said(503),
@@ -132,6 +135,7 @@ def test_a_question_is_asked_again(outcome: Any) -> None:
     [
         refused(504, "deadline_exceeded", "timeout_error"),
         refused(500, "internal_error", "server_error"),
+        refused(503, "prompt_unavailable", "server_error"),
         refused(400, "invalid_row", "invalid_request_error"),
         said(504),
         said(404),
@@ -153,7 +157,7 @@ def test_a_certificate_that_is_refused_is_told_at_once() -> None:
     assert len(requests) == 1
 
 
-@pytest.mark.parametrize("outcome", [said(502), said(500), httpx2.ReadError("reset")])
+@pytest.mark.parametrize("outcome", [UNROUTED, said(502), said(500), httpx2.ReadError("reset")])
 def test_a_change_that_may_have_arrived_is_not_sent_again(outcome: Any) -> None:
     for steps in (
         wire().promote("rte", version=2, expected=None),
@@ -252,6 +256,29 @@ def test_errors_are_ours_with_the_deployments_words(
     assert type(found) is error
     assert str(found).startswith("got this; wanted that")
     assert ("ATTEMPT_API_KEY" in str(found)) == (status == 401)
+
+
+def test_every_way_to_say_no_is_the_error_of_its_status() -> None:
+    by_status = {
+        401: ConfigError,
+        403: ConfigError,
+        404: NotFoundError,
+        408: DeadlineError,
+        409: BankError,
+        421: ConfigError,
+        429: OverloadedError,
+        500: UnavailableError,
+        504: DeadlineError,
+    }
+    by_code = {
+        "overloaded": OverloadedError,
+        "storage_unavailable": StorageError,
+        "not_ready": UnavailableError,
+        "prompt_unavailable": BankError,
+    }
+    for code, (status, kind) in PROBLEMS.items():
+        found, _, _ = run(ask(wire(retries=0)), refused(status, code, kind))
+        assert type(found) is by_code.get(code, by_status.get(status, DataError)), code
 
 
 def test_what_is_no_deployment_is_told() -> None:
