@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import ROOT
+
 HOOKS = "tests.unit.serve_app.api.fuzz_hooks"
 CHECKS = (
     "not_a_server_error",
@@ -30,10 +32,8 @@ def fuzz(url: str, place: Path, *, phases: str, cases: int) -> Counter[int]:
     command += ["--seed", "6", "--phases", phases, "--max-examples", str(cases), "--checks", ",".join(CHECKS)]
     command += ["--report", "har", "--report-har-path", str(report), "--generation-database", "none"]
     command += ["--continue-on-failure", "--no-shrink", "--no-color", "--warnings", "off"]
-    environment = {**os.environ, "SCHEMATHESIS_HOOKS": HOOKS, "PYTHONPATH": str(Path.cwd())}
-    done = subprocess.run(
-        command, env=environment, cwd=Path.cwd(), capture_output=True, text=True, check=False
-    )
+    environment = {**os.environ, "SCHEMATHESIS_HOOKS": HOOKS, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, cwd=place, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
     entries = json.loads(report.read_text())["log"]["entries"]
     return Counter(entry["response"]["status"] for entry in entries)
