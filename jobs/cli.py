@@ -615,7 +615,10 @@ def serve_build(
 
 @serve_app.command("deploy")
 def serve_deploy(
-    file: ServeFile, address: Address = None, token_file: TokenFile = None, without_token: WithoutToken = False
+    file: ServeFile,
+    address: Address = None,
+    token_file: TokenFile = None,
+    without_token: WithoutToken = False,
 ) -> None:
     """Send a serve_config.yaml to a cluster."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import threading
@@ -40,11 +41,10 @@ def serve_here(config: Config, *, host: str, port: int) -> None:
     check_host(host, config)
     _check_bank(config)
     leave = threading.Event()
-    with _signals(leave):
-        with _serving(config, host=host, port=port) as url:
-            tell(f"ready at {url}  (Ctrl-C leaves)")
-            leave.wait()
-            tell("leaving: what was accepted is answered first")
+    with _signals(leave), _serving(config, host=host, port=port) as url:
+        tell(f"ready at {url}  (Ctrl-C leaves)")
+        leave.wait()
+        tell("leaving: what was accepted is answered first")
 
 
 @contextmanager
@@ -67,6 +67,7 @@ def _serving(config: Config, *, host: str, port: int) -> Iterator[str]:
 
         from serve_app.app import make
 
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
         try:
             serve.start(
                 http_options=HTTPOptions(
@@ -79,6 +80,8 @@ def _serving(config: Config, *, host: str, port: int) -> Iterator[str]:
             yield f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{port}"  # noqa: S104 - shown only
         except RuntimeError as error:
             raise ClusterError(f"the deployment did not start: {_last_line(error)}") from None
+            # Replicas answer what they have accepted while the proxy is still there to pass it on.
+            serve.delete(NAME)
         finally:
             serve.shutdown()
 
@@ -152,9 +155,7 @@ def file_of(configs: list[str], settings: list[str], *, host: str, port: int) ->
     page = {
         "proxy_location": "EveryNode",
         "http_options": {"host": host, "port": port},
-        "applications": [
-            {"name": NAME, "route_prefix": "/", "import_path": IMPORT_PATH, "args": arguments}
-        ],
+        "applications": [{"name": NAME, "route_prefix": "/", "import_path": IMPORT_PATH, "args": arguments}],
     }
     return str(yaml.safe_dump(page, sort_keys=False))
 
@@ -185,7 +186,9 @@ def _check_port(host: str, port: int) -> None:
         try:
             trial.bind((host, port))
         except OSError as error:
-            raise ClusterError(f"cannot listen on {host}:{port}: {error.strerror}; choose another --port") from None
+            raise ClusterError(
+                f"cannot listen on {host}:{port}: {error.strerror}; choose another --port"
+            ) from None
 
 
 @contextmanager

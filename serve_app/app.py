@@ -6,7 +6,6 @@ The task of a row travels in the request and never as a model id of Serve's, whi
 
 import asyncio
 import logging
-import os
 from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from ray import serve
 from ray.serve import Application
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 from ray.serve.handle import DeploymentHandle
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from attempt_ray.config import Config, parse
 from serve_app.arguments import ServeArguments
@@ -29,6 +28,7 @@ from serve_app.keys import KeyRing
 from serve_app.pages import read_pages
 from serve_app.scaling import QUEUED_TOKENS, QueuedTokens
 from serve_app.schema import Changed, ReplicaStatus, RowOut, TaskInfo
+from serve_app.traffic import ACCESS_LOG, AccessFormatter
 
 _CALM_SECONDS = 300.0
 """How long fewer replicas must have been enough before one leaves."""
@@ -43,11 +43,9 @@ _MOST_ONGOING = 100_000
 class Engine:
     """An engine replica."""
 
-    async def __init__(self, page: dict[str, Any]) -> None:
+    async def __init__(self, page: dict[str, Any]) -> None:  # type: ignore[misc] # Serve awaits it
         config = parse([page])
-        self._host = await asyncio.to_thread(
-            Host, config, replica=serve.get_replica_context().replica_tag
-        )
+        self._host = await asyncio.to_thread(Host, config, replica=serve.get_replica_context().replica_tag)
         await self._host.start()
 
     async def predict(self, call: Call) -> Reply:
@@ -110,7 +108,7 @@ class Ingress:
         )
         guard = Guard(app, config=http, keys=keys)
         registries.append(guard.registry)
-        return guard
+        return _BehindProxy(guard)
 
 
 def build(arguments: ServeArguments) -> Application:
@@ -166,7 +164,26 @@ def _replicas(config: Config) -> dict[str, Any]:
     }
 
 
+class _BehindProxy:
+    """Leaves the request's id to Serve's proxy, which adds the header itself."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_on(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = [one for one in message.get("headers", ()) if one[0].lower() != b"x-request-id"]
+                message = {**message, "headers": headers}
+            await send(message)
+
+        await self._app(scope, receive, send_on)
+
+
 def _log_access() -> None:
-    """Write one line of JSON for each request to the replica's standard error, where Serve keeps its logs."""
-    logger = logging.getLogger("attempt_ray.access")
-    logger.setLevel(os.environ.get("ATTEMPT_ACCESS_LOG", "INFO"))
+    """Write one line of JSON for each request to the replica's standard error, where Ray keeps its workers' logs."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(AccessFormatter())
+    logger = logging.getLogger(ACCESS_LOG)
+    logger.handlers, logger.propagate = [handler], False
+    logger.setLevel(logging.INFO)

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import Field
 
 from attempt_ray.config import Config, Section, config_paths, load_layers, parse
@@ -18,7 +17,15 @@ from attempt_ray.errors import ConfigError, unknown_name
 
 IMPORT_PATH = "serve_app.app:build"
 _FILE = {"proxy_location", "http_options", "grpc_options", "logging_config", "applications"}
-_HTTP = {"host", "port", "root_path", "request_timeout_s", "keep_alive_timeout_s", "ssl_keyfile", "ssl_certfile"}
+_HTTP = {
+    "host",
+    "port",
+    "root_path",
+    "request_timeout_s",
+    "keep_alive_timeout_s",
+    "ssl_keyfile",
+    "ssl_certfile",
+}
 _APPLICATION = {"name", "route_prefix", "import_path", "runtime_env", "args", "logging_config"}
 
 
@@ -66,7 +73,9 @@ def read_file(path: Path) -> tuple[dict[str, Any], Config]:
     _known(http, _HTTP, f"{path}: http_options")
     applications = page.get("applications")
     if not isinstance(applications, list) or len(applications) != 1:
-        raise ConfigError(f"{path}: wanted one application under 'applications', with import_path {IMPORT_PATH}")
+        raise ConfigError(
+            f"{path}: wanted one application under 'applications', with import_path {IMPORT_PATH}"
+        )
     application = _mapping(applications[0], f"{path}: applications.0")
     _known(application, _APPLICATION, f"{path}: applications.0")
     if application.get("import_path") != IMPORT_PATH:

@@ -6,12 +6,14 @@ it had, and the view says so.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from attempt_ray.bank.aliases import CANDIDATE, CHAMPION, Aliases, Canary
 from attempt_ray.bank.names import Kind, Reference, Version
@@ -82,6 +84,20 @@ class View:
     """By `kind/name`; prompts of which no version can be used are not there."""
     refused: Mapping[str, str] = field(default_factory=dict)
     """Versions that some name should lead to and that cannot be used, with reasons."""
+
+    @cached_property
+    def state(self) -> str:
+        """Digest of which versions are served: equal where two followers serve the same."""
+        served = [
+            (
+                key,
+                sorted(shelf.served.items()),
+                shelf.numbers,
+                shelf.canary and shelf.canary.model_dump_json(),
+            )
+            for key, shelf in sorted(self.shelves.items())
+        ]
+        return hashlib.sha256(repr(served).encode()).hexdigest()[:12]
 
     def find(self, task: str) -> Shelf | None:
         """Return the prompt of a task: its target, else its source."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, Generic, TypeVar
 
@@ -122,23 +122,15 @@ class Front:
         except Exception:  # noqa: BLE001 - who cannot say that they are ready are not
             return False
 
-    async def ask(
-        self, request: Request, work: Coroutine[Any, Any, T], *, timeout_seconds: float | None = None
-    ) -> T:
+    async def ask(self, request: Request, work: Awaitable[T], *, timeout_seconds: float | None = None) -> T:
         """Return what some work for a request comes to.
 
         Raises:
             ClientDisconnect: The caller left; the work was cancelled.
             DeadlineError: It took longer than it may.
         """
-        limit = asyncio.timeout((timeout_seconds or self.config.timeout_seconds) + _GRACE_SECONDS)
-        try:
-            async with limit:
-                return await _while_connected(request, work)
-        except TimeoutError:
-            if limit.expired():
-                raise _late() from None
-            raise
+        seconds = (timeout_seconds or self.config.timeout_seconds) + _GRACE_SECONDS
+        return await _while_connected(request, work, timeout_seconds=seconds)
 
     def _call(
         self, request: Request, rows: Sequence[RowIn], *, attention: bool, timeout_seconds: float | None
@@ -235,27 +227,38 @@ class _Recent(Generic[T]):
             return self._said[1]
 
 
-async def _while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """Return what some work comes to, and cancel it when the caller leaves.
+async def _while_connected(
+    request: Request, work: Awaitable[T], *, timeout_seconds: float | None = None
+) -> T:
+    """Return what some work comes to, in this task; it is cancelled when the caller leaves.
 
     Raises:
         ClientDisconnect: The caller left.
+        DeadlineError: It took longer than it may.
     """
-    task, gone = asyncio.create_task(work), asyncio.create_task(_gone(request))
+    left = False
+    limit = asyncio.timeout(timeout_seconds)
+
+    async def watch() -> None:
+        nonlocal left
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        left = True
+        limit.reschedule(asyncio.get_running_loop().time())
+
     try:
-        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise ClientDisconnect
-        return task.result()
-    finally:
-        for each in (task, gone):
-            each.cancel()
-        await asyncio.gather(task, gone, return_exceptions=True)
-
-
-async def _gone(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+        async with limit:
+            watcher = asyncio.create_task(watch())
+            try:
+                return await work
+            finally:
+                watcher.cancel()
+    except TimeoutError:
+        if left:
+            raise ClientDisconnect from None
+        if limit.expired():
+            raise _late() from None
+        raise
 
 
 async def _next(events: AsyncGenerator[T, None], deadline: float) -> T:

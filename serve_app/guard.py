@@ -24,7 +24,7 @@ from attempt_ray.errors import DataError
 from serve_app.access import CALLER, REQUEST_ID, ROUTES, Access, Caller
 from serve_app.keys import KeyRing
 from serve_app.limits import Limits
-from serve_app.problems import problem
+from serve_app.problems import problem, told_under
 from serve_app.routing import Router
 from serve_app.strict_json import check_json
 from serve_app.traffic import LEFT, UNKNOWN, Traffic, Visit
@@ -70,11 +70,26 @@ _log = logging.getLogger(__name__)
 class _RefusedError(Exception):
     """A request is not to reach the application."""
 
-    def __init__(self, code: str, answer: Response, *, close: bool = False) -> None:
+    def __init__(
+        self,
+        code: str,
+        message: str,
+        *,
+        retry_after: int | None = None,
+        headers: Mapping[str, str] | None = None,
+        close: bool = False,
+    ) -> None:
         super().__init__(code)
         self.code = code
-        self.answer = answer
+        self.message = message
+        self.retry_after = retry_after
+        self.headers = headers
         self.close = close
+
+    def answer(self, path: str) -> Response:
+        """Return the answer, in the form of the protocol that the path is of."""
+        answer = problem(self.code, self.message, retry_after=self.retry_after, headers=self.headers)
+        return told_under(path, answer)
 
 
 class _LeftError(Exception):
@@ -85,7 +100,7 @@ class Guard:
     """An ASGI application in front of another one.
 
     The application finds the `Caller` under `CALLER` in its scope, but for public routes, and the request's id under
-    `REQUEST_ID`. It gets the body in one piece, HEAD as GET, and none but the paths and methods of `routes`.
+    `REQUEST_ID`. It gets the body in one piece and named as JSON, HEAD as GET, and none but the paths and methods of `routes`.
 
     Args:
         app: The application, as it stands at `/`.
@@ -131,17 +146,23 @@ class Guard:
         method = scope["method"] if scope["method"] in _METHODS else UNKNOWN
         visit = Visit(request_id=head.request_id(), method=method)
         answer = _Answer(send, visit)
-        scope = {**scope, REQUEST_ID: visit.request_id, "method": "GET" if method == "HEAD" else method}
+        scope = {
+            **scope,
+            REQUEST_ID: visit.request_id,
+            "method": "GET" if method == "HEAD" else method,
+            "headers": head.for_application(),
+        }
         self._traffic.began()
         try:
             with self._admit(scope, head, visit):
-                body = await self._read(receive, head, visit)
+                body = await self._read(receive, visit)
                 await self._call(scope, _Replay(body, receive, answer), answer)
         except _RefusedError as refusal:
             self._traffic.refused(refusal.code)
+            response = refusal.answer(scope["path"])
             if refusal.close or head.declared_bytes() > _SMALL_BYTES:
-                refusal.answer.headers["Connection"] = "close"
-            await refusal.answer(scope, receive, answer)
+                response.headers["Connection"] = "close"
+            await response(scope, receive, answer)
         except _LeftError:
             pass
         finally:
@@ -166,17 +187,21 @@ class Guard:
         caller = self._caller(head)
         visit.key = caller.key
         if route is None:
-            raise _refused("not_found", "there is no such path; GET /openapi.json lists all of them")
+            raise _RefusedError("not_found", "there is no such path; GET /openapi.json lists all of them")
         if access is None:
             allowed = ", ".join(sorted({*methods, *(["HEAD"] if "GET" in methods else [])}))
-            raise _refused("method_not_allowed", f"{route} takes {allowed} alone", headers={"Allow": allowed})
+            raise _RefusedError(
+                "method_not_allowed", f"{route} takes {allowed} alone", headers={"Allow": allowed}
+            )
         if access == "admin" and caller.role != "admin":
-            raise _refused("insufficient_role", "got a key of role infer; this takes a key of role admin")
+            raise _RefusedError(
+                "insufficient_role", "got a key of role infer; this takes a key of role admin"
+            )
         self._check_body_head(head, visit.method)
         scope[CALLER] = caller
         with self._limits.admitted(caller.key) as excess:
             if excess is not None:
-                raise _refused(excess.code, excess.message, retry_after=excess.retry_after)
+                raise _RefusedError(excess.code, excess.message, retry_after=excess.retry_after)
             yield
 
     def _check_host(self, head: _Head) -> None:
@@ -185,7 +210,7 @@ class Guard:
             return
         matched = _HOST.fullmatch(head.get("host") or "")
         if matched is None or matched[1].lower() not in self._hosts:
-            raise _refused(
+            raise _RefusedError(
                 "foreign_host",
                 "got a Host that this deployment does not go by; call it by its name, or add the name to http.hosts",
             )
@@ -193,7 +218,7 @@ class Guard:
     def _check_neighbour(self, scope: Scope) -> None:
         """Without keys, refuse whoever is not on this machine."""
         if self._keys is None and not _is_loopback(scope.get("client")):
-            raise _refused(
+            raise _RefusedError(
                 "foreign_caller",
                 "without API keys, only callers of this machine are answered; make one (attempt keys add NAME), and start "
                 "the deployment with http.keys",
@@ -206,7 +231,7 @@ class Guard:
             return
         site = origin.lower().partition("://")[2]
         if not site or site != (head.get("host") or "").lower():
-            raise _refused(
+            raise _RefusedError(
                 "foreign_origin",
                 "got a request of a page of another site; send it from a program, or from our own page",
             )
@@ -217,7 +242,7 @@ class Guard:
         text = head.key_text()
         caller = None if text is None else self._keys.authenticate(text)
         if caller is None:
-            raise _refused(
+            raise _RefusedError(
                 "invalid_api_key",
                 "got no valid API key; send one in the header 'Authorization: Bearer KEY'",
                 headers={"WWW-Authenticate": "Bearer"},
@@ -230,26 +255,28 @@ class Guard:
         if declared is not None and (
             not re.fullmatch("[0-9]{1,18}", declared) or head.get("transfer-encoding") is not None
         ):
-            raise _refused("bad_request", "got a Content-Length that is no length, or not the only one")
+            raise _RefusedError("bad_request", "got a Content-Length that is no length, or not the only one")
         if method not in _WITH_BODY:
             if head.declared_bytes():
-                raise _refused("body_not_taken", f"{method} takes no body; send it without")
+                raise _RefusedError("body_not_taken", f"{method} takes no body; send it without")
             return
         if declared is not None and int(declared) > self._config.max_body_bytes:
             raise self._too_long()
         if head.get("inference-header-content-length") is not None:
-            raise _refused(
+            raise _RefusedError(
                 "binary_tensors", "binary tensors are not taken; send their data as JSON (binary_data=False)"
             )
         if (head.get("content-encoding") or "identity").strip().lower() != "identity":
-            raise _refused(
+            raise _RefusedError(
                 "content_encoding", "got an encoded body; send it as it is, without Content-Encoding"
             )
         kind = head.get("content-type")
         if kind is not None and not _JSON.fullmatch(kind.strip()):
-            raise _not_json()
+            raise _RefusedError(
+                "content_type", "got a body that is not application/json in UTF-8; send JSON, and say so"
+            )
 
-    async def _read(self, receive: Receive, head: _Head, visit: Visit) -> bytes:
+    async def _read(self, receive: Receive, visit: Visit) -> bytes:
         """Return the body, once it is known to be sound."""
         takes = visit.method in _WITH_BODY
         body = bytearray()
@@ -266,15 +293,13 @@ class Guard:
                         raise self._too_long()
                     more = message.get("more_body", False)
         except TimeoutError:
-            raise _refused(
+            raise _RefusedError(
                 "body_too_slow",
                 f"the body was not here after {self._config.body_seconds:g} s; send it faster, or less of it",
                 close=True,
             ) from None
         whole = bytes(body)
         if whole:
-            if head.get("content-type") is None:
-                raise _not_json()
             await self._check_json(whole)
         return whole
 
@@ -285,7 +310,7 @@ class Guard:
             else:
                 check_json(body, max_depth=self._config.max_json_depth)
         except DataError as error:
-            raise _refused("invalid_json", str(error)) from None
+            raise _RefusedError("invalid_json", str(error)) from None
 
     async def _call(self, scope: Scope, receive: Receive, answer: _Answer) -> None:
         try:
@@ -296,10 +321,10 @@ class Guard:
                 raise  # the server cuts the connection, so that half an answer is not taken for a whole one
             if not answer.begun:
                 text = "something broke on our side; the log has it under this request's id"
-                await problem("internal_error", text)(scope, receive, answer)
+                await _RefusedError("internal_error", text).answer(scope["path"])(scope, receive, answer)
 
     def _too_long(self) -> _RefusedError:
-        return _refused(
+        return _RefusedError(
             "body_too_long",
             f"got a body of more than {self._config.max_body_bytes:,} bytes; send fewer rows at once",
             close=True,
@@ -317,6 +342,12 @@ class _Head:
     def get(self, name: str) -> str | None:
         """Return a header, or None where it was not sent."""
         return self._values.get(name.encode())
+
+    def for_application(self) -> list[tuple[bytes, bytes]]:
+        """Return the headers, JSON named as such where nothing was said: Open Inference clients leave it out."""
+        if self.get("content-type") is not None:
+            return self._headers
+        return [*self._headers, (b"content-type", b"application/json")]
 
     def request_id(self) -> str:
         """Return the id that the caller chose, or a new one."""
@@ -340,9 +371,9 @@ class _Head:
         size = sum(len(name) + len(value) for name, value in self._headers)
         size += len(self._scope.get("raw_path") or b"") + len(self._scope.get("query_string") or b"")
         if size > limit:
-            raise _refused("head_too_long", f"got a head of {size:,} bytes; the longest is {limit:,}")
+            raise _RefusedError("head_too_long", f"got a head of {size:,} bytes; the longest is {limit:,}")
         if len(self._headers) > MAX_HEADERS:
-            raise _refused(
+            raise _RefusedError(
                 "head_too_long", f"got {len(self._headers)} headers; at most {MAX_HEADERS} are taken"
             )
 
@@ -351,7 +382,7 @@ class _Head:
         names = [name for name, _ in self._headers if name in _ONCE]
         if len(set(names)) < len(names):
             twice = next(name for name in names if names.count(name) > 1)
-            raise _refused("bad_request", f"got the header {twice.decode()} twice; send it once")
+            raise _RefusedError("bad_request", f"got the header {twice.decode()} twice; send it once")
 
 
 class _Answer:
@@ -405,21 +436,6 @@ class _Replay:
         if message["type"] == "http.disconnect":
             self._answer.left()
         return message
-
-
-def _refused(
-    code: str,
-    message: str,
-    *,
-    retry_after: int | None = None,
-    headers: Mapping[str, str] | None = None,
-    close: bool = False,
-) -> _RefusedError:
-    return _RefusedError(code, problem(code, message, retry_after=retry_after, headers=headers), close=close)
-
-
-def _not_json() -> _RefusedError:
-    return _refused("content_type", "got a body that is not application/json in UTF-8; send JSON, and say so")
 
 
 def _is_loopback(client: object) -> bool:

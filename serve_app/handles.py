@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from prometheus_client import Metric
 from ray.exceptions import RayActorError, RayTaskError
@@ -68,7 +68,7 @@ class HandleGateway:
 
     async def tasks(self) -> list[TaskInfo]:
         """Return all tasks that can be asked, by name."""
-        return await self._asked(lambda: self._engine.tasks.remote(), _LOOK_SECONDS)
+        return await self._asked(self._engine.tasks.remote, _LOOK_SECONDS)
 
     async def change(self, change: Change) -> Changed:
         """Change what a task serves, in the bank; see `Gateway.change`.
@@ -87,13 +87,15 @@ class HandleGateway:
 
     async def status(self) -> list[ReplicaStatus]:
         """Return what every engine replica says of itself; empty where none answers."""
-        return [one for several in await self._all("status") for one in several]
+        found: list[list[ReplicaStatus]] = await self._all("status")
+        return [one for several in found for one in several]
 
     async def metrics(self) -> dict[str, list[Metric]]:
         """Return the metrics of every engine replica, by its id."""
-        return {name: found for one in await self._all("metrics") for name, found in one.items()}
+        found: list[dict[str, list[Metric]]] = await self._all("metrics")
+        return {name: families for one in found for name, families in one.items()}
 
-    async def _all(self, method: str) -> list[T]:  # type: ignore[misc]
+    async def _all(self, method: str) -> list[Any]:
         """Return what every replica answers; those that do not answer are left out."""
         try:
             found = await self._engine.broadcast(method).results_async(

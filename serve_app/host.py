@@ -267,6 +267,7 @@ class Host:
                 backbone=self._config.backbone.name,
                 bank=self._bank.place,
                 bank_revision=view.revision,
+                bank_state=view.state,
                 bank_age_seconds=self._follower.age_seconds,
                 loaded_prompts=self._engine.loaded_prompts,
                 loaded_bytes=self._engine.loaded_bytes,

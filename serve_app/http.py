@@ -11,7 +11,6 @@ from typing import Annotated
 from fastapi import APIRouter, FastAPI, Path, Request, Response
 from prometheus_client import CollectorRegistry
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from attempt_ray import __version__
 from attempt_ray.config import HttpConfig
@@ -67,7 +66,6 @@ def make_app(
         redirect_slashes=False,
     )
     app.add_exception_handler(HTTPException, _refuse)
-    app.add_middleware(_HeadAsGet)
     app.include_router(_own_routes(front))
     app.include_router(openai.routes(front))
     app.include_router(inference_protocol.routes(front))
@@ -180,22 +178,3 @@ def _pages(pages: Mapping[str, Page]) -> APIRouter:
 def _refuse(_: Request, error: Exception) -> Response:
     found = request_error(error)
     return problem(found.code, found.message)
-
-
-class _HeadAsGet:
-    """HEAD is GET without the body."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] != "HEAD":
-            await self._app(scope, receive, send)
-            return
-
-        async def send_head(message: Message) -> None:
-            if message["type"] == "http.response.body":
-                message = {**message, "body": b""}
-            await send(message)
-
-        await self._app({**scope, "method": "GET"}, receive, send_head)

@@ -1,7 +1,7 @@
 """The Open Inference Protocol, version 2, over HTTP with JSON tensors, as KServe and Triton's clients speak it.
 
 Tensors are texts and figures of answers; none that a caller sends reaches the model. Failures are told as the protocol has
-it, `{"error": "..."}`; the guard in front refuses in its own form.
+it, `{"error": "..."}`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from attempt_ray import __version__
 from attempt_ray.errors import unknown_name
 from serve_app.failures import RequestError, Route, shown
 from serve_app.front import Front, answer, server_timing
+from serve_app.problems import problem, told_under
 from serve_app.schema import Input, Message, RowIn, RowOut, TaskInfo
 
 PLATFORM = "attempt-ray"
@@ -159,6 +160,8 @@ class InferenceFailure(Message):
 
     error: str
     """Got; wanted; what to do."""
+    code: str
+    """Name of the error for programs."""
 
 
 class InferenceRoute(Route):
@@ -166,11 +169,9 @@ class InferenceRoute(Route):
 
     def refuse(self, error: RequestError) -> Response:
         """Return the answer for a failure."""
-        status = 400 if error.status == 422 else error.status
-        headers = {} if error.retry_after_seconds is None else {"Retry-After": str(error.retry_after_seconds)}
-        found = answer(InferenceFailure(error=error.message), headers=headers)
-        found.status_code = status
-        return found
+        status = 400 if error.status == 422 else None
+        found = problem(error.code, error.message, retry_after=error.retry_after_seconds, status=status)
+        return told_under("/v2", found)
 
 
 def routes(front: Front) -> APIRouter:

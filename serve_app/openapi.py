@@ -9,6 +9,7 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from attempt_ray.config import HttpConfig
@@ -54,6 +55,7 @@ _MEANING = {
     503: "No room, or the version cannot be served; `Retry-After` says when to ask again, where that may help.",
     504: "No answer in the time that was given.",
 }
+_MESSAGE = "got ...; wanted ...; what to do"
 _OWN, _PROTOCOLS, _NOT_READY, _MODEL_NOT_READY = (
     {"$ref": f"#/components/schemas/{model.__name__}"}
     for model in (ErrorBody, InferenceFailure, Ready, ModelReady)
@@ -115,6 +117,7 @@ _STATUS = {
             "backbone": "nano",
             "bank": "bank",
             "bank_revision": 7,
+            "bank_state": "5d41402abc4b",
             "bank_age_seconds": 0.2,
             "loaded_prompts": 12,
             "loaded_bytes": 614400,
@@ -260,7 +263,8 @@ def description(app: FastAPI, config: HttpConfig) -> bytes:
         ref_template="#/components/schemas/{model}",
     )
     schemas |= found["$defs"]
-    page["components"]["responses"] = _failures()
+    refusals: dict[str, Any] = {}
+    page["components"]["responses"] = refusals
     keyed: list[dict[str, list[str]]] = [{"key": []}]
     page["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
     for path, methods in page["paths"].items():
@@ -270,12 +274,12 @@ def description(app: FastAPI, config: HttpConfig) -> bytes:
             operation["summary"] = operation["description"].partition(".")[0]
             if role != "public":
                 operation["description"] += f" Role: `{role}`."
-            _complete(operation, path, public=role == "public")
+            _complete(operation, path, refusals, public=role == "public")
     return json.dumps(page).encode()
 
 
-def _complete(operation: dict[str, Any], path: str, *, public: bool) -> None:
-    """Add examples and failures to an operation."""
+def _complete(operation: dict[str, Any], path: str, refusals: dict[str, Any], *, public: bool) -> None:
+    """Add examples and failures to an operation; what the latter are goes to `refusals`, by their names."""
     known = _OPERATIONS[operation["operationId"]]
     if known.request is not None:
         operation["requestBody"]["content"]["application/json"]["example"] = known.request
@@ -288,41 +292,38 @@ def _complete(operation: dict[str, Any], path: str, *, public: bool) -> None:
         content[known.content]["example"] = known.answer
     if operation["operationId"] == "create_completion":
         content["text/event-stream"] = {"schema": {"type": "string"}}
-    if operation["operationId"] in ("playground", "static"):
+    if operation["operationId"] in ("playground", "static", "openapi"):
         responses["304"] = {"description": "The browser has it already."}
     statuses = {*_ANY, *known.failures, *(() if public else _KEYED)}
     if "requestBody" in operation:
         statuses |= {*_WITH_BODY}
     for status in sorted(statuses):
-        responses[str(status)] = {"$ref": f"#/components/responses/{_failure_name(status, path)}"}
+        name, refusal = _refusal(status, path)
+        refusals[name] = refusal
+        responses[str(status)] = {"$ref": f"#/components/responses/{name}"}
 
 
-def _failure_name(status: int, path: str) -> str:
+def _refusal(status: int, path: str) -> tuple[str, dict[str, Any]]:
+    """Return name and form of a failure."""
     if not path.startswith("/v2"):
-        return f"Error{status}"
+        return f"Error{status}", _failure(status, _OWN)
     if status == 400 and path.endswith("/ready"):
-        return "NotReady"
-    return f"InferenceError{status}"
-
-
-def _failures() -> dict[str, Any]:
-    """Return every failure by its name."""
-    found: dict[str, Any] = {"NotReady": _failure(400, _PROTOCOLS, _OWN, _NOT_READY, _MODEL_NOT_READY)}
-    found["NotReady"]["description"] += " Or it is not ready."
-    for status in _MEANING:
-        found[f"Error{status}"] = _failure(status, _OWN)
-        # Its own failures have the protocol's form, the guard's have ours.
-        found[f"InferenceError{status}"] = _failure(status, _PROTOCOLS, _OWN)
-    return found
+        found = _failure(status, _PROTOCOLS, _NOT_READY, _MODEL_NOT_READY)
+        found["description"] += " Or it is not ready."
+        return "NotReady", found
+    return f"InferenceError{status}", _failure(status, _PROTOCOLS)
 
 
 def _failure(status: int, *schemas: Mapping[str, str]) -> dict[str, Any]:
     codes = [code for code, (its, _) in PROBLEMS.items() if its == status]
-    detail = ErrorDetail(message="got ...; wanted ...", type=PROBLEMS[codes[0]][1], param=None, code=codes[0])
+    detail = ErrorDetail(message=_MESSAGE, type=PROBLEMS[codes[0]][1], param=None, code=codes[0])
+    example: BaseModel = ErrorBody(error=detail)
+    if schemas[0] is _PROTOCOLS:
+        example = InferenceFailure(error=_MESSAGE, code=codes[0])
     schema = schemas[0] if len(schemas) == 1 else {"anyOf": list(schemas)}
     failure: dict[str, Any] = {
         "description": f"{_MEANING[status]} `code`: {', '.join(f'`{code}`' for code in codes)}.",
-        "content": {"application/json": {"schema": schema, "example": ErrorBody(error=detail).model_dump()}},
+        "content": {"application/json": {"schema": schema, "example": example.model_dump()}},
     }
     if status in (429, 503):
         about = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 
 from starlette.responses import Response
@@ -76,3 +77,17 @@ def problem(
         media_type="application/json",
         headers={**(headers or {}), **more},
     )
+
+
+def told_under(path: str, answer: Response) -> Response:
+    """Return the answer for a problem in the form that callers of a path read.
+
+    Under `/v2` the error is a text: Open Inference clients make an exception of it, and Triton's breaks where it is an
+    object.
+    """
+    if path.split("/")[1:2] != ["v2"]:
+        return answer
+    error = ErrorBody.model_validate_json(bytes(answer.body)).error
+    body = json.dumps({"error": error.message, "code": error.code})
+    headers = {name: value for name, value in answer.headers.items() if name != "content-length"}
+    return Response(body, answer.status_code, headers=headers)

@@ -208,6 +208,8 @@ class ReplicaStatus(Message):
     """Where its bank is."""
     bank_revision: int
     """Changes of the bank it has seen since it started."""
+    bank_state: str
+    """Digest of what it serves; replicas of equal digests serve the same."""
     bank_age_seconds: float
     """Time since it last read the bank successfully."""
     loaded_prompts: int

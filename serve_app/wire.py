@@ -54,6 +54,8 @@ RETRIES = 8
 TIMEOUT_SECONDS = 60.0
 
 _CONNECT_SECONDS = 5.0
+_NO_ROUTE = b"/-/routes"
+"""In what Ray's proxy says of a path that no application has."""
 _FIRST_PAUSE_SECONDS = 0.1
 _LONGEST_PAUSE_SECONDS = 4.0
 
@@ -377,8 +379,9 @@ def _refusal(response: httpx2.Response, url: str, *, repeat: bool) -> tuple[Atte
         error: AttemptError = (DeadlineError if late else UnavailableError)(
             f"{url} answered {status} {response.reason_phrase} without a reason of ours; is it a deployment of attempt-ray?"
         )
-        # A proxy in front of a replica that died says so with these.
-        return error, status in (429, 503) or (repeat and status in (500, 502)), pause
+        # Ray's proxy, in front of a replica that died, or of a deployment that leaves or has not come yet.
+        gone = status in (500, 502) or (status == 404 and _NO_ROUTE in response.content)
+        return error, status in (429, 503) or (repeat and gone), pause
     # A version that is refused is so until somebody mends it.
     again = status in (429, 503) and detail.code != "prompt_unavailable"
     return _error(detail, pause), again or (repeat and status == 502), pause

@@ -52,6 +52,7 @@ def refused(status: int, code: str, kind: str, **headers: str) -> httpx2.Respons
     return said(status, {"error": error}, **headers)
 
 
+UNROUTED = said(404, "Path '/v1/predict' not found. Ping http://.../-/routes for available routes.")
 OVERLOADED = refused(503, "overloaded", "overloaded_error")
 
 
@@ -112,6 +113,7 @@ def test_the_deployment_is_told_what_is_left_of_the_time(monkeypatch: pytest.Mon
         OVERLOADED,
         refused(429, "rate_limit_exceeded", "rate_limit_error"),
         refused(503, "not_ready", "server_error"),
+        UNROUTED,
         said(502),
         said(500),
         said(503),
@@ -155,7 +157,7 @@ def test_a_certificate_that_is_refused_is_told_at_once() -> None:
     assert len(requests) == 1
 
 
-@pytest.mark.parametrize("outcome", [said(502), said(500), httpx2.ReadError("reset")])
+@pytest.mark.parametrize("outcome", [UNROUTED, said(502), said(500), httpx2.ReadError("reset")])
 def test_a_change_that_may_have_arrived_is_not_sent_again(outcome: Any) -> None:
     for steps in (
         wire().promote("rte", version=2, expected=None),

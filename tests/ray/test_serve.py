@@ -1,0 +1,140 @@
+"""A deployment under Ray: answers, promotions, kills and drain, seen through HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from attempt_ray.config import parse
+from attempt_ray.errors import ConfigError
+from serve_app.gateway import Call, Reply
+from serve_app.host import Host
+from serve_app.keys import KeyFile
+from serve_app.schema import RowIn
+from tests.ray.serving import (
+    CONTROLLER,
+    ENGINE,
+    INGRESS,
+    PROXY,
+    ROW,
+    TWO,
+    Deployment,
+    Prompts,
+    deployed,
+    kills,
+    promotions,
+)
+from tests.ray.test_submit import free_ports
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+KILLS = int(os.environ.get("ATTEMPT_RAY_KILLS", "1"))
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory: pytest.TempPathFactory) -> Prompts:
+    return Prompts.make(tmp_path_factory.mktemp("serve") / "bank")
+
+
+@pytest.fixture(scope="module")
+def deployment(prompts: Prompts) -> Iterator[Deployment]:
+    with deployed(Path(prompts.bank.place), port=free_ports(1)[0], settings=TWO) as made:
+        yield made
+
+
+def test_answers_are_those_of_one_process(deployment: Deployment, prompts: Prompts) -> None:
+    rows = [
+        ROW,
+        RowIn(task="cb", text="cb premise: x hypothesis: y"),
+        RowIn(task="squad", text="who took it ?"),
+    ]
+    config = parse(
+        [
+            {
+                "backbone": {"name": "nano", "dtype": "float32"},
+                "data": {"origin": "embedded"},
+                "bank": prompts.bank.place,
+            }
+        ]
+    )
+
+    async def here() -> Reply:
+        async with Host(config) as host:
+            return await host.predict(Call(rows=rows, timeout_seconds=30))
+
+    expected = asyncio.run(here()).rows
+    with deployment.client() as client:
+        found = client.predict(rows).rows
+        pieces = list(client.stream("squad", "who took it ?"))
+    assert [row.answer for row in found] == [row.answer for row in expected]
+    for one, other in zip(found, expected, strict=True):
+        if other.probabilities is not None:
+            assert one.probabilities == pytest.approx(other.probabilities, abs=1e-5)
+    assert "".join(pieces) == expected[2].answer
+
+
+def test_both_replicas_are_seen(deployment: Deployment) -> None:
+    with deployment.client() as client:
+        status = client.status()
+        assert status.ready and len(status.replicas) == 2
+        assert len({one.bank_state for one in status.replicas}) == 1
+        metrics = client.metrics()
+    for one in status.replicas:
+        assert f'attempt_loaded_prompts{{replica="{one.replica}"}}' in metrics
+    assert "attempt_http" in metrics
+
+
+def test_promotions_are_seen_within_two_seconds_and_bad_ones_hurt_nobody(
+    deployment: Deployment, prompts: Prompts
+) -> None:
+    found = promotions(deployment, prompts, count=4, bad=1, rate=10)
+    assert (found["failed"], found["errors"]) == (0, [])
+    assert found["requests"] > 10
+    assert found["seen_p99_s"] <= 2.0
+
+
+@pytest.mark.parametrize("title", [ENGINE, CONTROLLER])
+def test_no_request_is_lost_with_a_part_that_is_killed(deployment: Deployment, title: str) -> None:
+    found = kills(deployment, title, count=KILLS, rate=5, pause=1.0)
+    assert (found["failed"], found["errors"]) == (0, [])
+    assert found["requests"] > 5
+
+
+@pytest.mark.skipif("ATTEMPT_RAY_KILLS" not in os.environ, reason="a minute each: make kills")
+@pytest.mark.parametrize("title", [INGRESS, PROXY])
+def test_no_request_is_lost_with_a_front_that_is_killed(deployment: Deployment, title: str) -> None:
+    found = kills(deployment, title, count=KILLS, rate=5, pause=1.0)
+    assert (found["failed"], found["errors"]) == (0, [])
+
+
+def test_keys_are_asked_for_and_a_signal_drains(prompts: Prompts, tmp_path: Path) -> None:
+    keys = KeyFile(tmp_path / "keys.json")
+    _, secret = keys.add("me", role="infer")
+    settings = [f"http.keys={tmp_path}/keys.json"]
+    with deployed(Path(prompts.bank.place), port=free_ports(1)[0], settings=settings) as made:
+        with made.client() as client, pytest.raises(ConfigError, match="key"):
+            client.predict([ROW])
+        with made.client(key=secret) as client:
+            assert client.predict([ROW]).rows[0].task == "rte"
+            with pytest.raises(ConfigError, match="admin"):
+                client.status()
+            outcomes: list[object] = []
+
+            def ask() -> None:
+                rows = [RowIn(task="rte", text="word " * 120) for _ in range(60)]
+                outcomes.append(client.predict(rows, timeout=60))
+
+            asking = threading.Thread(target=ask)
+            asking.start()
+            time.sleep(0.3)
+            made.process.send_signal(signal.SIGTERM)
+            asking.join(60)
+        assert len(outcomes) == 1
+        assert made.process.wait(60) == 0
+    assert secret not in "".join(made.lines)
