@@ -16,6 +16,7 @@ from attempt_ray.config import HttpConfig
 from serve_app.access import ROUTES
 from serve_app.inference_protocol import InferenceFailure, ModelReady, Ready
 from serve_app.problems import PROBLEMS
+from serve_app.routing import NAMES
 from serve_app.schema import ErrorBody, ErrorDetail
 
 TITLE = "attempt-ray"
@@ -295,6 +296,8 @@ def _complete(operation: dict[str, Any], path: str, refusals: dict[str, Any], *,
     known = _OPERATIONS[operation["operationId"]]
     if known.request is not None:
         operation["requestBody"]["content"]["application/json"]["example"] = known.request
+    for parameter in operation.get("parameters", ()):
+        parameter["schema"].setdefault("pattern", NAMES[parameter["name"]])
     responses = operation["responses"]
     responses.pop("422", None)
     content = responses["200"].setdefault("content", {})

@@ -9,7 +9,7 @@ from typing import Any
 from serve_app.access import Access
 from serve_app.schema import TASK_PATTERN
 
-_NAMES: Mapping[str, str] = {
+NAMES: Mapping[str, str] = {
     "task": TASK_PATTERN,
     "model": TASK_PATTERN,
     "name": r"^[a-z0-9][a-z0-9._-]{0,63}$",
@@ -51,7 +51,7 @@ def _compiled(template: str) -> re.Pattern[str]:
     parts = re.split(r"\{(\w+)\}", template)  # text and names in turn
     return re.compile(
         "".join(
-            _NAMES[part].removeprefix("^").removesuffix("$") if index % 2 else re.escape(part)
+            NAMES[part].removeprefix("^").removesuffix("$") if index % 2 else re.escape(part)
             for index, part in enumerate(parts)
         )
     )
