@@ -358,6 +358,9 @@ class ServingConfig(Section):
     for 3,400 prompts of 100 positions on T5-base."""
     pass_tokens: int | None = Field(default=None, ge=1)
     """Most input tokens of a forward pass, prompts and padding counted; None is 2,048 on a processor, 65,536 on a GPU."""
+    weights_cache: str | None = "~/.cache/attempt-ray/weights"
+    """Directory where replicas keep the backbone's weights as they compute with them, and map them from; None reads the
+    checkpoint anew each time."""
     batch_rows: int = Field(default=256, ge=1)
     """Most rows that the engine is given at a time."""
     batch_tokens: int = Field(default=16_384, ge=1)

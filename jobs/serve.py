@@ -16,7 +16,8 @@ import yaml
 from attempt_ray.config import ClusterConfig, Config
 from attempt_ray.errors import AttemptError, ClusterError, ConfigError
 from jobs.edge import tell
-from serve_app.arguments import IMPORT_PATH, check_host, read_file
+from serve_app.arguments import IMPORT_PATH, check_host, parse_arguments, read_file
+from serve_app.keys import KeyRing
 
 NAME = "attempt"
 """Name of the application."""
@@ -39,6 +40,8 @@ def serve_here(config: Config, *, host: str, port: int) -> None:
         ClusterError: The port is taken, or the engine did not start.
     """
     check_host(host, config)
+    if config.http.keys is not None:
+        KeyRing(Path(config.http.keys))
     _check_bank(config)
     leave = threading.Event()
     with _signals(leave), _serving(config, host=host, port=port) as url:
@@ -152,6 +155,7 @@ def file_of(configs: list[str], settings: list[str], *, host: str, port: int) ->
     arguments: dict[str, Any] = {"config": configs} if configs else {}
     for layer in load_layers([], settings):
         _merge(arguments, layer)
+    parse_arguments(arguments)
     page = {
         "proxy_location": "EveryNode",
         "http_options": {"host": host, "port": port},

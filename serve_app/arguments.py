@@ -67,8 +67,20 @@ def read_file(path: Path) -> tuple[dict[str, Any], Config]:
             without keys.
     """
     (content,) = load_layers([path])
-    page = dict(content)
-    _known(page, _FILE, str(path))
+    return dict(content), read_page(content, str(path))
+
+
+def read_page(page: Mapping[str, Any], path: str) -> Config:
+    """Return the config of the application of a `serve_config.yaml`, every key of which is known.
+
+    Args:
+        page: What the file holds.
+        path: What to call it.
+
+    Raises:
+        ConfigError: As `read_file`.
+    """
+    _known(page, _FILE, path)
     http = _mapping(page.get("http_options", {}), f"{path}: http_options")
     _known(http, _HTTP, f"{path}: http_options")
     applications = page.get("applications")
@@ -85,7 +97,7 @@ def read_file(path: Path) -> tuple[dict[str, Any], Config]:
     arguments = _mapping(application.get("args", {}), f"{path}: args")
     config = parse_arguments(arguments).to_config()
     check_host(str(http.get("host", "127.0.0.1")), config)
-    return page, config
+    return config
 
 
 def parse_arguments(arguments: Mapping[str, Any]) -> ServeArguments:

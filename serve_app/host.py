@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import AsyncGenerator, Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, Metric
@@ -92,7 +93,9 @@ class Host:
         self._serving = config.serving
         self._replica = replica
         self._bank = Bank(config.bank)
-        self._engine = Engine(load_backbone(config.backbone, config.device), self._bank, config)
+        cache = None if self._serving.weights_cache is None else Path(self._serving.weights_cache)
+        backbone = load_backbone(config.backbone, config.device, cache=cache)
+        self._engine = Engine(backbone, self._bank, config)
         self._follower = Follower(self._bank, self._read)
         self._sources: dict[str, tuple[str, ...]] = {}
         self._loading: dict[str, asyncio.Task[None]] = {}

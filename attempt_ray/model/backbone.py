@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
@@ -26,6 +26,7 @@ from attempt_ray.config import BackboneConfig
 from attempt_ray.errors import BackboneError, unknown_name
 from attempt_ray.model.frozen_t5 import DecoderState, FrozenT5, PassOptions, WholeT5
 from attempt_ray.model.precision import choose_precision, rows_stand_alone
+from attempt_ray.model.weight_cache import WeightCache
 
 IGNORED = -100
 """Label id that stands for padding."""
@@ -426,16 +427,25 @@ class Backbone(nn.Module):
         return self
 
 
-def load_backbone(config: BackboneConfig, device: str | torch.device = "cpu") -> Backbone:
+def load_backbone(
+    config: BackboneConfig, device: str | torch.device = "cpu", *, cache: Path | None = None
+) -> Backbone:
     """Load a backbone: one that ships in the package, a local directory in transformers layout, or a hub id.
 
     Weights are read from safetensors alone, hashed in float32, and only then cast as `config.dtype` says.
+
+    Args:
+        config: Which, and how it computes.
+        device: Where.
+        cache: Directory of weights as they are computed with, which processes of this machine share; None reads the
+            checkpoint itself.
 
     Raises:
         BackboneError: The name is not known, the directory or hub repository cannot be read, or it does not hold a
             whole T5-family model with its tokenizer.
     """
     name, place = _resolve(config.name)
+    dtype = _DTYPES[choose_precision(config.dtype, device).dtype]
     try:
         described = AutoConfig.from_pretrained(place, revision=config.revision)
         if described.model_type not in _MODELS:
@@ -444,30 +454,66 @@ def load_backbone(config: BackboneConfig, device: str | torch.device = "cpu") ->
                 f"({', '.join(_MODELS)}), such as google-t5/t5-base or google/flan-t5-base"
             )
         tokenizer = AutoTokenizer.from_pretrained(place, revision=config.revision)
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        if isinstance(error, BackboneError):
+            raise
+        raise BackboneError(_unreadable(name, place, error)) from error
+    revision = getattr(described, "_commit_hash", None) or config.revision
+    kept = None if cache is None else WeightCache(cache, place=place, revision=revision, dtype=dtype)
+    model, digest = (None, "") if kept is None or not kept.usable else _mapped(kept, described)
+    if model is None:
+        model = _read_model(name, place, described, config.revision)
+        digest = weights_sha256(model)
+        model = model.to(dtype=dtype)
+        if kept is not None and kept.usable:
+            kept.keep(model, weights_sha256=digest)
+            # What was read gives way to what is shared.
+            model = _mapped(kept, described)[0] or model
+    _check_tokens(name, model, tokenizer)
+    identity = BackboneIdentity(
+        name=name,
+        revision=revision,
+        weights_sha256=digest,
+        tokenizer_sha256=tokenizer_sha256(tokenizer),
+        width=model.config.d_model,
+        vocabulary=model.shared.weight.shape[0],
+    )
+    options = PassOptions(recompute=config.recompute, attention=config.attention, compile=config.compile)
+    return Backbone(model.to(device), tokenizer, identity, forward=config.forward, options=options)
+
+
+def _mapped(kept: WeightCache, described: Any) -> tuple[Any, str]:
+    """Return a model of kept weights and their digest; None where there are none."""
+    with torch.device("meta"):
+        model = _MODELS[described.model_type](described)
+    found = kept.fill(model)
+    return (None, "") if found is None else (model.eval(), found.weights_sha256)
+
+
+def _read_model(name: str, place: str, described: Any, revision: str | None) -> Any:
+    """Return the model of a checkpoint in float32.
+
+    Raises:
+        BackboneError: It cannot be read, or is not whole.
+    """
+    try:
         model, report = _MODELS[described.model_type].from_pretrained(
             place,
             config=described,
-            revision=config.revision,
+            revision=revision,
             dtype=torch.float32,
             use_safetensors=True,
             output_loading_info=True,
         )
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        if isinstance(error, BackboneError):
-            raise
         raise BackboneError(_unreadable(name, place, error)) from error
-    _check_whole(name, model, tokenizer, lacking=[*report["missing_keys"], *report["mismatched_keys"]])
-    identity = BackboneIdentity(
-        name=name,
-        revision=getattr(described, "_commit_hash", None) or config.revision,
-        weights_sha256=weights_sha256(model),
-        tokenizer_sha256=tokenizer_sha256(tokenizer),
-        width=model.config.d_model,
-        vocabulary=model.shared.weight.shape[0],
-    )
-    model = model.to(device=device, dtype=_DTYPES[choose_precision(config.dtype, device).dtype])
-    options = PassOptions(recompute=config.recompute, attention=config.attention, compile=config.compile)
-    return Backbone(model, tokenizer, identity, forward=config.forward, options=options)
+    missing = sorted(str(key) for key in [*report["missing_keys"], *report["mismatched_keys"]])
+    if missing:
+        raise BackboneError(
+            f"backbone '{name}' lacks {len(missing)} of its weights, '{missing[0]}' first; "
+            "wanted a whole checkpoint; download or save it again"
+        )
+    return model
 
 
 def check_prompt(
@@ -557,13 +603,7 @@ def _unreadable(name: str, place: str, error: Exception) -> str:
     )
 
 
-def _check_whole(name: str, model: nn.Module, tokenizer: Any, *, lacking: Iterable[Any]) -> None:
-    missing = sorted(str(key) for key in lacking)
-    if missing:
-        raise BackboneError(
-            f"backbone '{name}' lacks {len(missing)} of its weights, '{missing[0]}' first; "
-            "wanted a whole checkpoint; download or save it again"
-        )
+def _check_tokens(name: str, model: nn.Module, tokenizer: Any) -> None:
     rows = model.get_parameter("shared.weight").shape[0]
     if len(tokenizer) > rows:
         raise BackboneError(

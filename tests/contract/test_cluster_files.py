@@ -16,9 +16,10 @@ import typer
 import yaml
 
 from attempt_ray import __version__
-from attempt_ray.errors import AttemptError
+from attempt_ray.errors import AttemptError, ConfigError
 from jobs.cli import app
 from jobs.edge import load_config
+from serve_app.arguments import read_page
 
 ROOT = Path(__file__).parents[2]
 CLUSTER = ROOT / "jobs" / "cluster"
@@ -218,6 +219,10 @@ def serve_problems(text: str, cluster: Any) -> list[str]:
     except ValidationError as error:
         return [str(error)]
     wrong = list(unknown(content, deployed))
+    try:
+        read_page(content, "serveConfigV2")
+    except ConfigError as error:
+        wrong.append(str(error))
     port = content.get("http_options", {}).get("port")
     containers = [template["spec"]["containers"][0] for template in find(cluster, "template")]
     opened = {"name": "serve", "containerPort": port}

@@ -17,15 +17,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 
 from attempt_ray.bank.store import Bank
 from attempt_ray.config import Config
 from attempt_ray.errors import ClusterError
 from attempt_ray.orchestration.submission import Jobs
+from jobs.serve import deploy, file_of
 from jobs.submit import Plan, make_plan, submit
 from jobs.train_sources import train_sources
+from serve_app.client import Client
 from tests.conftest import heed_signals
+from tests.ray.serving import ROW, Prompts
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 ROOT = Path(__file__).parents[2]
@@ -287,6 +291,31 @@ def test_a_job_refuses_places_that_would_be_lost_with_its_upload(jobs: Jobs) -> 
     assert (
         line.startswith("error: bank 'bank' and runs 'runs' would be lost") and "--set bank=/shared" in line
     )
+
+
+def test_a_deployment_is_sent_to_a_cluster_and_answers(head: Cluster, tmp_path: Path) -> None:
+    prompts = Prompts.make(tmp_path / "bank")
+    (port,) = free_ports(1)
+    text = file_of(
+        ["embedded"],
+        [f"bank={prompts.bank.place}", "serving.cpus_per_replica=0.5"],
+        host="127.0.0.1",
+        port=port,
+    )
+    path = tmp_path / "serve_config.yaml"
+    path.write_text(text)
+    with pytest.raises(ClusterError, match="401"):
+        deploy(path, address=head.address, without_token=True)
+    deploy(path, address=head.address, token_file=head.token_file)
+    with Client(f"http://127.0.0.1:{port}", timeout=120, retries=200) as client:
+        assert client.predict([ROW]).rows[0].prompt == "target/rte@v1"
+    empty = {"applications": []}
+    answer = httpx2.put(
+        f"{head.address}/api/serve/applications/",
+        json=empty,
+        headers={"Authorization": f"Bearer {head.token}"},
+    )
+    assert answer.status_code == 200
 
 
 def test_the_list_shows_every_job_with_its_outcome(head: Cluster) -> None:

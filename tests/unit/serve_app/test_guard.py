@@ -242,7 +242,7 @@ def test_every_route_and_method_answers_each_caller_as_the_table_says(made, keys
                 if wanted != 200 and method != "HEAD":
                     codes = {401: "invalid_api_key", 403: "insufficient_role", 405: "method_not_allowed"}
                     if template.startswith("/v2"):
-                        assert list(json.loads(reply.body)) == ["error"]
+                        assert list(json.loads(reply.body)) == ["error", "code"]
                     else:
                         assert reply.code == codes[wanted]
                 if wanted == 200 and ROUTES[template].get(method) not in (None, "public"):
@@ -976,7 +976,7 @@ def test_refusals_have_the_form_of_the_protocol_of_their_path(made, keys):
     assert [reply.status for reply in replies] == [500, 429]
     assert replies[1].headers["retry-after"] == "10"
     for reply in replies:
-        assert list(json.loads(reply.body)) == ["error"] and json.loads(reply.body)["error"]
+        assert list(json.loads(reply.body)) == ["error", "code"] and json.loads(reply.body)["error"]
         assert reply.headers["content-type"] == "application/json"
         assert int(reply.headers["content-length"]) == len(reply.body)
     assert asked(guard, "GET", "/v2", headers=[]).headers["www-authenticate"] == "Bearer"
