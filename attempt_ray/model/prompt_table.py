@@ -279,6 +279,8 @@ class PromptTable:
         self, reference: str, *, needed: set[str], fresh: dict[str, Loaded], keep: set[str]
     ) -> bool:
         """Evict what has not been used for longest until `fresh` fits; whether it does."""
+        if not fresh:
+            return True
         rows = sum(_row_count(loaded.manifest) for loaded in fresh.values())
         resident = sum(len(self._residents[name].rows_X) for name in needed - fresh.keys())
         if rows + resident > self._max_rows:
