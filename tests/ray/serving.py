@@ -69,9 +69,11 @@ class Deployment:
     url: str
     process: subprocess.Popen[str]
     lines: list[str]
+    key: str | None = None
+    """An admin's key, where one is needed."""
 
     def client(self, **more: Any) -> Client:
-        return Client(self.url, **more)
+        return Client(self.url, **{"key": self.key, **more})
 
     def kill(self, title: str, *, which: int = 0) -> int:
         """SIGKILL a process whose title holds `title`, and return its id."""
@@ -85,7 +87,7 @@ class Deployment:
 
 @contextmanager
 def deployed(
-    bank: Path, *, port: int, settings: Sequence[str] = (), environment: dict[str, str] | None = None
+    bank: Path, *, port: int, settings: Sequence[str] = (), key: str | None = None
 ) -> Iterator[Deployment]:
     """Run `attempt serve` on the nano until the block ends."""
     argv = [sys.executable, "-c", "from jobs.cli import main; main()", "serve", "--port", str(port)]
@@ -102,7 +104,6 @@ def deployed(
         cwd=ROOT,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, **(environment or {})},
         preexec_fn=heed_signals,  # noqa: PLW1509 - no thread runs yet
     )
     lines: list[str] = []
@@ -119,7 +120,7 @@ def deployed(
     reader.start()
     try:
         assert ready.wait(120) and process.poll() is None, "".join(lines)
-        yield Deployment(f"http://127.0.0.1:{port}", process, lines)
+        yield Deployment(f"http://127.0.0.1:{port}", process, lines, key)
     finally:
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
@@ -149,7 +150,7 @@ class Load:
 
 
 @contextmanager
-def load(deployment: Deployment, *, rate: float, key: str | None = None, retries: int = 8) -> Iterator[Load]:
+def load(deployment: Deployment, *, rate: float, retries: int = 20) -> Iterator[Load]:
     """Send requests at a rate while the block runs, and wait for all their answers at its end."""
     found = Load()
     stop = threading.Event()
@@ -168,7 +169,7 @@ def load(deployment: Deployment, *, rate: float, key: str | None = None, retries
         found.log.append((began, ended, response.rows[0].version))
 
     async def send() -> None:
-        async with AsyncClient(deployment.url, key=key, retries=retries) as client:
+        async with AsyncClient(deployment.url, key=deployment.key, retries=retries) as client:
             under_way: set[asyncio.Task[None]] = set()
             due = time.monotonic()
             while not stop.is_set():
@@ -280,20 +281,17 @@ def main() -> None:
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         prompts = Prompts.make(Path(scratch) / "bank")
-        with deployed(Path(scratch) / "bank", port=given.port, settings=TWO) as deployment:
+        with deployed(
+            Path(scratch) / "bank", port=given.port, settings=[*TWO, "serving.ingress_replicas=2"]
+        ) as deployment:
             for title in (ENGINE, INGRESS, CONTROLLER, PROXY):
                 print(json.dumps(kills(deployment, title, count=given.kills, rate=given.rate)), flush=True)  # noqa: T201
             found = promotions(deployment, prompts, count=given.promotions, bad=given.bad, rate=given.rate)
             print(json.dumps(found), flush=True)  # noqa: T201
 
 
-TWO = (
-    "serving.min_replicas=2",
-    "serving.max_replicas=2",
-    "serving.cpus_per_replica=0.5",
-    "serving.ingress_replicas=2",
-)
-"""Settings of a deployment of two of each."""
+TWO = ("serving.min_replicas=2", "serving.max_replicas=2", "serving.cpus_per_replica=0.5")
+"""Settings of two engine replicas."""
 
 if __name__ == "__main__":
     main()

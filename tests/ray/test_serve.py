@@ -43,8 +43,11 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> Prompts:
 
 
 @pytest.fixture(scope="module")
-def deployment(prompts: Prompts) -> Iterator[Deployment]:
-    with deployed(Path(prompts.bank.place), port=free_ports(1)[0], settings=TWO) as made:
+def deployment(prompts: Prompts, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+    path = tmp_path_factory.mktemp("keys") / "keys.json"
+    _, key = KeyFile(path).add("ops", role="admin")
+    settings = [*TWO, f"http.keys={path}"]
+    with deployed(Path(prompts.bank.place), port=free_ports(1)[0], settings=settings, key=key) as made:
         yield made
 
 
@@ -113,28 +116,24 @@ def test_no_request_is_lost_with_a_front_that_is_killed(deployment: Deployment, 
     assert (found["failed"], found["errors"]) == (0, [])
 
 
-def test_keys_are_asked_for_and_a_signal_drains(prompts: Prompts, tmp_path: Path) -> None:
-    keys = KeyFile(tmp_path / "keys.json")
-    _, secret = keys.add("me", role="infer")
-    settings = [f"http.keys={tmp_path}/keys.json"]
-    with deployed(Path(prompts.bank.place), port=free_ports(1)[0], settings=settings) as made:
-        with made.client() as client, pytest.raises(ConfigError, match="key"):
-            client.predict([ROW])
-        with made.client(key=secret) as client:
-            assert client.predict([ROW]).rows[0].task == "rte"
-            with pytest.raises(ConfigError, match="admin"):
-                client.status()
-            outcomes: list[object] = []
+def test_without_its_key_nothing_is_answered(deployment: Deployment) -> None:
+    with deployment.client(key=None) as client, pytest.raises(ConfigError, match="key"):
+        client.predict([ROW])
 
-            def ask() -> None:
-                rows = [RowIn(task="rte", text="word " * 120) for _ in range(60)]
-                outcomes.append(client.predict(rows, timeout=60))
 
-            asking = threading.Thread(target=ask)
-            asking.start()
-            time.sleep(0.3)
-            made.process.send_signal(signal.SIGTERM)
-            asking.join(60)
-        assert len(outcomes) == 1
-        assert made.process.wait(60) == 0
-    assert secret not in "".join(made.lines)
+def test_a_signal_lets_it_answer_what_it_has_accepted(deployment: Deployment) -> None:
+    outcomes: list[object] = []
+
+    def ask() -> None:
+        rows = [RowIn(task="rte", text="word " * 120) for _ in range(60)]
+        with deployment.client(retries=0) as client:
+            outcomes.append(client.predict(rows, timeout=60))
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    time.sleep(0.3)
+    deployment.process.send_signal(signal.SIGTERM)
+    asking.join(60)
+    assert len(outcomes) == 1
+    assert deployment.process.wait(60) == 0
+    assert str(deployment.key) not in "".join(deployment.lines)
