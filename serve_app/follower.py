@@ -159,7 +159,10 @@ class View:
             NotFoundError: There is no such prompt, alias or version.
         """
         name, _, _ = task.partition("@")
-        wanted = Reference.parse(prompt or f"target/{task}")
+        try:
+            wanted = Reference.parse(prompt or f"target/{task}")
+        except BankError as error:
+            raise NotFoundError(str(error)) from None
         if prompt is None:
             shelf = self.find(wanted.name)
             if shelf is None:

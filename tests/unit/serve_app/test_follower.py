@@ -62,6 +62,8 @@ def test_names_lead_to_versions(following: Follower) -> None:
         ("rte@chamption", None, "did you mean 'champion'"),
         ("rte", "target/mnli", "no prompt 'target/mnli'"),
         ("g", None, "no task served here 'g'"),
+        ("a..b", None, r"got the name 'a\.\.b'"),
+        ("rte", "target/rte@..", r"got the alias '\.\.'"),
     ],
 )
 def test_what_is_not_there_is_told(following: Follower, task: str, prompt: str | None, message: str) -> None:
