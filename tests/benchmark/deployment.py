@@ -111,6 +111,8 @@ def through_http(
     config: Config, given: list[dict[str, Any]], options: argparse.Namespace, directory: Path
 ) -> dict[str, Any]:
     """Return what the load generator finds."""
+    # Else Ray runs its workers behind whatever else the machine does; it reads the name in this case.
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
     ray.init(
         address="local",
         num_cpus=max(2, options.threads + 1),
