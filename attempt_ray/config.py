@@ -367,6 +367,8 @@ class ServingConfig(Section):
     """Most tokens that it is given at a time: prompts, inputs with padding, and answers at their longest."""
     queue_rows: int = Field(default=4096, ge=1)
     """Most rows that wait; more are refused."""
+    queue_seconds: float = Field(default=10.0, gt=0)
+    """Longest wait that a row may expect at the rate of late; those that come then are refused at once."""
     max_age_seconds: float = Field(default=1.0, ge=0)
     """A row that has waited this long for its place in a batch is overtaken by none that came later."""
     follow_seconds: float = Field(default=0.5, gt=0)

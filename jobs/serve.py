@@ -26,6 +26,8 @@ _ENVIRONMENT = {
     "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
     "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "2",
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "5",
+    # Ray's workers stand back for all other processes; those that answer should not.
+    "RAY_worker_niceness": "0",
 }
 _DEPLOY_SECONDS = 30.0
 _HTTP_GRACE_SECONDS = 10.0

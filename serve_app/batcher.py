@@ -235,6 +235,7 @@ class Batcher(Generic[RowT, AnswerT]):
         if self._stopping:
             self._counts.refused += len(rows)
             raise OverloadedError("this replica is stopping; ask another", 1)
+        self._check_wait(len(rows), key=key, timeout_seconds=timeout_seconds)
         self._shed(len(rows), key=key)
         now = _now()
         requests = [
@@ -247,6 +248,25 @@ class Batcher(Generic[RowT, AnswerT]):
         self._arrived.set()
         self._idle.clear()
         return requests
+
+    def _check_wait(self, rows: int, *, key: str, timeout_seconds: float) -> None:
+        """Refuse what would wait so long that nobody would read the answer.
+
+        Raises:
+            OverloadedError: The wait that this key's next row may expect is too long.
+        """
+        if not self._counts.tokens_per_second:
+            return
+        own = sum(request.tokens for request in self._queues.get(key, ()))
+        # Keys take turns: others' rows come between this key's own, and no more of them than wait.
+        before = min(self._counts.queued_tokens, own * max(1, len(self._queues)))
+        wait = before / self._counts.tokens_per_second
+        if wait > min(self._config.queue_seconds, timeout_seconds):
+            self._counts.refused += rows
+            raise OverloadedError(
+                f"an answer would have to wait {wait:.0f} s; send the request again later",
+                self._retry_after_seconds(),
+            )
 
     def _shed(self, rows: int, *, key: str) -> None:
         """Make room for `rows` of a key: the key with the longest queue gives up its latest, unless that is this one.

@@ -208,6 +208,33 @@ def test_in_a_full_queue_the_longest_gives_up_its_latest_rows_to_another_key() -
     drive(scenario())
 
 
+@pytest.mark.parametrize(
+    ("settings", "timeout_seconds"), [({"queue_seconds": 2.0}, 60.0), ({}, 2.0)], ids=["limit", "own time"]
+)
+def test_what_would_wait_too_long_is_refused_at_once(
+    settings: dict[str, float], timeout_seconds: float
+) -> None:
+    async def scenario() -> None:
+        engine = FakeEngine()
+        async with batcher(engine, **settings) as made:
+            first = await occupied(made, engine)
+            made._counts.tokens_per_second = 10.0
+            flood = ask(made, 1, 2, 3, key="flood")
+            await settled()
+            with pytest.raises(OverloadedError, match="would have to wait 3 s") as refused:
+                await made.answer([(4, 10), (5, 10)], key="flood", timeout_seconds=timeout_seconds)
+            assert refused.value.retry_after_seconds == 3
+            assert made.snapshot().refused == 2
+            # Keys take turns, so another key's first row waits for no queue of others.
+            light = ask(made, 6, key="light", timeout_seconds=timeout_seconds)
+            await settled()
+            assert made.snapshot().queued_rows == 4
+            engine.gate.set()
+            await asyncio.gather(first, flood, light)
+
+    drive(scenario())
+
+
 def test_retry_after_follows_the_rate_of_the_engine() -> None:
     async def scenario() -> None:
         engine = FakeEngine()
