@@ -229,7 +229,7 @@ def kills(
 
 
 def promotions(
-    deployment: Deployment, prompts: Prompts, *, count: int, bad: int, rate: float
+    deployment: Deployment, prompts: Prompts, *, count: int, bad: int, rate: float, pause: float = 0.0
 ) -> dict[str, Any]:
     """Promote `count` versions under load, `bad` of them unusable; return how soon each was seen and what failed."""
     chosen = set(np.random.default_rng(0).choice(count, size=bad, replace=False).tolist())
@@ -250,6 +250,7 @@ def promotions(
                 until(partial(_agreed_on_another, client, states), seconds=10)
                 assert client.task("rte").prompt == version.reference
             seen.append(time.monotonic() - moved)
+            time.sleep(pause)
     return {
         "promotions": count,
         "bad": bad,
@@ -277,6 +278,7 @@ def main() -> None:
     parser.add_argument("--promotions", type=int, default=100)
     parser.add_argument("--bad", type=int, default=30)
     parser.add_argument("--rate", type=float, default=30.0)
+    parser.add_argument("--pause", type=float, default=1.0, help="seconds between promotions")
     parser.add_argument("--port", type=int, default=8765)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
