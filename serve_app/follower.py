@@ -196,6 +196,7 @@ class Follower:
         self._stamps: dict[str, object] = {}
         self._usable: set[str] = set()
         self._refusals: dict[str, tuple[str, float]] = {}
+        self._forgotten: set[str] = set()
         self._read_at: float | None = None
         self._trouble: str | None = None
         self._lock = threading.Lock()
@@ -230,9 +231,9 @@ class Follower:
             key = f"{kind}/{name}"
             shelf = self.view.shelves.get(key)
             if shelf is not None and shelf.canary is not None and shelf.canary.version == version:
-                ended = shelf.canary.model_copy(update={"state": "rolled back"})
-                self._replace({**self.view.shelves, key: replace(shelf, canary=ended)})
-                self._stamps.pop(key, None)
+                self._forgotten.add(shelf.reference(version))
+                canary = self._trial_of(shelf.canary, kind, name)
+                self._replace({**self.view.shelves, key: replace(shelf, canary=canary)})
 
     def _replace(self, shelves: Mapping[str, Shelf]) -> bool:
         refused = {
@@ -301,7 +302,19 @@ class Follower:
                 served[alias] = usable
         if aliases.trial is not None:
             self._first_usable(kind, name, [aliases.trial.version], refused)
-        return Shelf(kind, name, tuple(numbers), served, aliases.canary, refused)
+        canary = self._trial_of(aliases.canary, kind, name)
+        return Shelf(kind, name, tuple(numbers), served, canary, refused)
+
+    def _trial_of(self, canary: Canary | None, kind: Kind, name: str) -> Canary | None:
+        """Return a trial as it is served: one that was forgotten is over, until the bank knows that, too."""
+        if canary is None:
+            return None
+        reference = Version(kind, name, canary.version).reference
+        if canary.state != "running":
+            self._forgotten.discard(reference)
+        elif reference in self._forgotten:
+            return canary.model_copy(update={"state": "rolled back"})
+        return canary
 
     def _fallbacks(
         self, alias: str, number: int, aliases: Aliases, numbers: Sequence[int], before: Shelf | None

@@ -256,8 +256,9 @@ class History:
         Raises:
             StorageError: The disk refused.
         """
-        with storage_errors(f"write {self._path}", where=self._path.parent):
-            self._file.write(json.dumps(line).encode() + b"\n")
+        data = json.dumps(line).encode() + b"\n"
+        with storage_errors(f"write {self._path}", where=self._path.parent, needed=len(data)):
+            self._file.write(data)
             self._file.flush()
         if self._events is not None:
             self._events.add(line)
@@ -273,7 +274,9 @@ class History:
 
     def close(self) -> None:
         """Close what is open."""
-        self._file.close()
+        # What a full disk refused is tried again here, and was told already.
+        with suppress(OSError):
+            self._file.close()
         if self._events is not None:
             self._events.close()
 

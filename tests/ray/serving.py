@@ -22,6 +22,7 @@ import numpy as np
 
 from attempt_ray.bank import Bank, Facts, Version
 from attempt_ray.config import BackboneConfig
+from attempt_ray.errors import AttemptError
 from attempt_ray.model.backbone import load_backbone
 from attempt_ray.model.published import backbone_record
 from serve_app.client import AsyncClient, Client
@@ -199,10 +200,21 @@ def until(condition: Callable[[], Any], *, seconds: float = 60.0) -> float:
 
 
 def kill_and_wait(deployment: Deployment, title: str) -> float:
-    """Kill a part, wait until there are as many of it as before, and return how long that took."""
-    before = len(deployment.alive(title))
-    killed = deployment.kill(title)
-    return until(lambda: len(set(deployment.alive(title)) - {killed}) >= before, seconds=90)
+    """Kill a part, wait until there are as many of it as before and all engines answer, and return how long that took."""
+    with deployment.client(retries=0, timeout=5) as client:
+        before, engines = len(deployment.alive(title)), len(client.status().replicas)
+        killed = deployment.kill(title)
+
+        def whole() -> bool:
+            if len(set(deployment.alive(title)) - {killed}) < before:
+                return False
+            try:
+                return sum(one.healthy for one in client.status().replicas) >= engines
+            except AttemptError:
+                return False
+
+        time.sleep(0.5)  # who was killed may be among the replicas for a moment
+        return until(whole, seconds=120)
 
 
 def kills(

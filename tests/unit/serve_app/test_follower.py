@@ -208,6 +208,14 @@ def test_a_canary_answers_its_share(following: Follower, served: Bank, publish: 
     assert chosen(following.view, "rte@champion", draw=0.0).version == 1
     following.forget_canary("target", "rte", 2)
     assert chosen(following.view, "rte", draw=0.0).version == 1
+    # Until the bank knows, too.
+    following.poll()
+    assert chosen(following.view, "rte", draw=0.0).version == 1
+    served.end_canary("target", "rte", version=2)
+    following.poll()
+    served.start_canary("target", "rte", Canary(version=2, percent=25))
+    following.poll()
+    assert chosen(following.view, "rte", draw=0.0).version == 2
 
 
 def test_a_bad_canary_answers_nothing(
