@@ -298,7 +298,7 @@ def main() -> None:
         with deployed(
             Path(scratch) / "bank", port=given.port, settings=[*TWO, "serving.ingress_replicas=2"]
         ) as deployment:
-            for title in (ENGINE, INGRESS, CONTROLLER, PROXY):
+            for title in (ENGINE, INGRESS, CONTROLLER, PROXY) if given.kills else ():
                 print(json.dumps(kills(deployment, title, count=given.kills, rate=given.rate)), flush=True)  # noqa: T201
             found = promotions(deployment, prompts, count=given.promotions, bad=given.bad, rate=given.rate)
             print(json.dumps(found), flush=True)  # noqa: T201
