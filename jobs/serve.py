@@ -6,8 +6,9 @@ import logging
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ _ENVIRONMENT = {
     "RAY_worker_niceness": "0",
 }
 _DEPLOY_SECONDS = 30.0
+_PASS_ON_SECONDS = 1.0
+"""What answers take from the engine to their callers."""
 _HTTP_GRACE_SECONDS = 10.0
 """What the proxy has beyond the longest time a request may name."""
 
@@ -83,10 +86,9 @@ def _serving(config: Config, *, host: str, port: int) -> Iterator[str]:
             )
             serve.run(make(config), name=NAME, route_prefix="/")
             yield f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{port}"  # noqa: S104 - shown only
+            _drain(serve.get_deployment_handle("engine", NAME), serving.drain_seconds)
         except RuntimeError as error:
             raise ClusterError(f"the deployment did not start: {_last_line(error)}") from None
-            # Replicas answer what they have accepted while the proxy is still there to pass it on.
-            serve.delete(NAME)
         finally:
             serve.shutdown()
 
@@ -172,6 +174,13 @@ def _merge(page: dict[str, Any], layer: Mapping[str, Any]) -> None:
             _merge(page[key], value)
         else:
             page[key] = dict(value) if isinstance(value, Mapping) else value
+
+
+def _drain(engine: Any, seconds: float) -> None:
+    """Have the engines answer what they have accepted while ingress and proxy are still there to pass it on."""
+    with suppress(TimeoutError):
+        engine.broadcast("drain").results(timeout_s=seconds + _PASS_ON_SECONDS, return_exceptions=True)
+    time.sleep(_PASS_ON_SECONDS)
 
 
 def _check_bank(config: Config) -> None:

@@ -45,6 +45,7 @@ class Engine:
 
     async def __init__(self, page: dict[str, Any]) -> None:  # type: ignore[misc] # Serve awaits it
         config = parse([page])
+        self._drain_seconds = config.serving.drain_seconds
         self._host = await asyncio.to_thread(Host, config, replica=serve.get_replica_context().replica_tag)
         await self._host.start()
 
@@ -72,6 +73,10 @@ class Engine:
     async def metrics(self) -> dict[str, list[Metric]]:
         """Return this replica's metrics."""
         return await self._host.metrics()
+
+    async def drain(self) -> None:
+        """Answer what was accepted, and refuse what comes from now on."""
+        await self._host.stop(drain_seconds=self._drain_seconds)
 
     async def check_health(self) -> None:
         """Find out whether this replica can go on.
