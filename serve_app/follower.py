@@ -147,8 +147,8 @@ class View:
             candidate=None if candidate == champion else shelf.reference(candidate),
         )
 
-    def resolve(self, task: str, prompt: str | None, *, draw: float) -> tuple[str, Choice]:
-        """Return the task's name and the version that answers, for a task with or without alias or version.
+    def resolve(self, task: str, prompt: str | None, *, draw: float) -> Choice:
+        """Return the version that answers, for a task with or without alias or version.
 
         Args:
             task: `rte`, `rte@candidate` or `rte@v3`.
@@ -158,7 +158,6 @@ class View:
         Raises:
             NotFoundError: There is no such prompt, alias or version.
         """
-        name, _, _ = task.partition("@")
         try:
             wanted = Reference.parse(prompt or f"target/{task}")
         except BankError as error:
@@ -167,14 +166,14 @@ class View:
             shelf = self.find(wanted.name)
             if shelf is None:
                 raise NotFoundError(
-                    unknown_name("task served here", name, {one.name for one in self.shelves.values()})
+                    unknown_name("task served here", wanted.name, {one.name for one in self.shelves.values()})
                 )
         else:
             found = self.shelves.get(f"{wanted.kind}/{wanted.name}")
             if found is None:
                 raise NotFoundError(unknown_name("prompt", f"{wanted.kind}/{wanted.name}", self.shelves))
             shelf = found
-        return name, self.choose(shelf, alias=wanted.alias, number=wanted.number, draw=draw)
+        return self.choose(shelf, alias=wanted.alias, number=wanted.number, draw=draw)
 
 
 class Follower:

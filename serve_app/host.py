@@ -26,6 +26,7 @@ from attempt_ray.errors import (
     AttemptError,
     BankError,
     ConfigError,
+    DataError,
     DeadlineError,
     NotFoundError,
     OverloadedError,
@@ -224,6 +225,8 @@ class Host:
             async for event in self._streamed(asked, call):
                 told = True
                 yield event
+        except DataError:
+            raise  # the row's own fault, and told with its place
         except AttemptError as error:
             if asked.choice.role == "canary":
                 self._judge(asked, failed=not _is_ours(error))
@@ -316,7 +319,7 @@ class Host:
         if name not in self._engine.tasks:
             raise _of_row(index, NotFoundError(self._unknown_task(name)))
         try:
-            _, choice = view.resolve(row.task, row.prompt, draw=draw)
+            choice = view.resolve(row.task, row.prompt, draw=draw)
         except AttemptError as error:
             raise _of_row(index, error) from None
         return _Asked(index, name, row, choice)
@@ -472,8 +475,9 @@ class Host:
 
     def _shadow(self, asked: _Asked, answer: RowOut, call: Call) -> None:
         candidate = asked.choice.candidate
-        busy = self._batcher.snapshot().queued_rows >= self._serving.batch_rows
-        if candidate is None or busy or self._draws.random() * 100 >= self._serving.shadow_percent:
+        if candidate is None or self._draws.random() * 100 >= self._serving.shadow_percent:
+            return
+        if self._batcher.snapshot().queued_rows >= self._serving.batch_rows:
             return
         choice = replace(asked.choice, prompt=candidate, role="alias", candidate=None)
         self._in_background(self._compare(replace(asked, choice=choice), answer, call))
@@ -498,9 +502,10 @@ class Host:
         if wanted is not None and wanted not in bank.numbers(kind, name):
             raise NotFoundError(f"no version v{wanted} of {kind}/{name}; it has: {_listed(shelf.numbers)}")
         if change.action == "promote":
-            number = wanted or _next(bank, shelf)
-            self._read(shelf.reference(number))
-            bank.promote(shelf.reference(number), expected=change.expected or "any")
+            named = f"{kind}/{name}" if wanted is None else shelf.reference(wanted)
+            reference = bank.to_promote(named).reference
+            self._read(reference)
+            bank.promote(reference, expected=change.expected or "any")
         elif change.action == "rollback":
             bank.rollback(kind, name)
         elif change.canary is not None:
@@ -586,12 +591,6 @@ def _out(asked: _Asked, answer: Answer) -> RowOut:
 
 def _canary(canary: records.Canary | None) -> Canary | None:
     return None if canary is None else Canary(**canary.model_dump())
-
-
-def _next(bank: Bank, shelf: Shelf) -> int:
-    """Return the version that a promotion without a number means: the candidate, else the newest."""
-    newest = bank.numbers(shelf.kind, shelf.name)[-1]
-    return bank.aliases(shelf.kind, shelf.name).current.get(records.CANDIDATE, newest)
 
 
 def _listed(numbers: Iterable[int]) -> str:

@@ -212,15 +212,22 @@ class Bank:
         Raises:
             BankError: As `resolve` and `set_alias`.
         """
-        wanted = Reference.parse(reference)
-        if wanted.alias is None and wanted.number is None:
-            newest = self._numbers(wanted.kind, wanted.name)[-1]
-            candidate = self.aliases(wanted.kind, wanted.name).current.get(CANDIDATE, newest)
-            version = Version(wanted.kind, wanted.name, candidate)
-        else:
-            version = self.resolve(reference)
+        version = self.to_promote(reference)
         self.set_alias(version.kind, version.name, CHAMPION, version.number, expected=expected)
         return version
+
+    def to_promote(self, reference: str) -> Version:
+        """Return what `promote` makes the champion.
+
+        Raises:
+            BankError: As `resolve`.
+        """
+        wanted = Reference.parse(reference)
+        if wanted.alias is not None or wanted.number is not None:
+            return self.resolve(reference)
+        newest = self._numbers(wanted.kind, wanted.name)[-1]
+        candidate = self.aliases(wanted.kind, wanted.name).current.get(CANDIDATE, newest)
+        return Version(wanted.kind, wanted.name, candidate)
 
     def rollback(self, kind: Kind, name: str, *, alias: str = CHAMPION) -> Version:
         """Point an alias back to where it pointed before; again, and it goes back one more.

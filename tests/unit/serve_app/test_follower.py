@@ -42,7 +42,7 @@ def following(served: Bank, loads: Loads) -> Follower:
 
 
 def chosen(view: View, task: str, prompt: str | None = None, *, draw: float = 0.5) -> Choice:
-    return view.resolve(task, prompt, draw=draw)[1]
+    return view.resolve(task, prompt, draw=draw)
 
 
 def test_names_lead_to_versions(following: Follower) -> None:

@@ -297,6 +297,25 @@ def test_a_canary_that_fails_hurts_no_row_and_is_rolled_back(
     run(nano_config(), scenario)
 
 
+def test_a_row_that_cannot_be_used_is_no_failure_of_a_canary(
+    served: Bank, nano_config: MakeConfig, publish: Publish
+) -> None:
+    publish("rte", seed=11)
+    served.start_canary("target", "rte", Canary(version=2, percent=100, min_rows=1, max_error_rate=0))
+
+    async def scenario(host: Host) -> None:
+        row = RowIn(task="rte", fields={"sentence1": "x"})
+        with pytest.raises(DataError, match=r"^rows\.0: task 'rte': .*sentence2"):
+            async for _ in host.stream(call(row)):
+                pass
+        with pytest.raises(DataError, match=r"^rows\.0: task 'rte': .*sentence2"):
+            await host.predict(call(row))
+        assert served.aliases("target", "rte").trial is not None
+        assert await versions(host, rte()) == [2]
+
+    run(nano_config(), scenario)
+
+
 def test_a_champion_that_cannot_answer_is_an_error_of_its_rows(
     served: Bank, nano_config: MakeConfig, publish: Publish
 ) -> None:
