@@ -29,6 +29,8 @@ _ENVIRONMENT = {
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "5",
     # Ray's workers stand back for all other processes; those that answer should not.
     "RAY_worker_niceness": "0",
+    # Requests pass from proxy to ingress to engine by gRPC: two thirds of the time of Ray's calls between actors.
+    "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
 }
 _DEPLOY_SECONDS = 30.0
 _PASS_ON_SECONDS = 1.0
@@ -77,18 +79,19 @@ def _serving(config: Config, *, host: str, port: int) -> Iterator[str]:
 
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         try:
-            serve.start(
-                http_options=HTTPOptions(
-                    host=host,
-                    port=port,
-                    request_timeout_s=config.http.max_timeout_seconds + _HTTP_GRACE_SECONDS,
+            try:
+                serve.start(
+                    http_options=HTTPOptions(
+                        host=host,
+                        port=port,
+                        request_timeout_s=config.http.max_timeout_seconds + _HTTP_GRACE_SECONDS,
+                    )
                 )
-            )
-            serve.run(make(config), name=NAME, route_prefix="/")
+                serve.run(make(config), name=NAME, route_prefix="/")
+            except RuntimeError as error:
+                raise ClusterError(f"the deployment did not start: {_last_line(error)}") from None
             yield f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{port}"  # noqa: S104 - shown only
             _drain(serve.get_deployment_handle("engine", NAME), serving.drain_seconds)
-        except RuntimeError as error:
-            raise ClusterError(f"the deployment did not start: {_last_line(error)}") from None
         finally:
             serve.shutdown()
 

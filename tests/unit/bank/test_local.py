@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import threading
 from pathlib import Path
 
 import pytest
@@ -28,14 +29,16 @@ def everything(root: Path) -> list[str]:
 
 
 def fail_at(monkeypatch, wanted: int, number: int) -> list[str]:
-    """Let the `wanted`-th file operation fail once, for all it matters to its caller."""
+    """Let the `wanted`-th file operation of this thread fail once, for all it matters to its caller."""
     log: list[str] = []
+    thread = threading.get_ident()
 
     def failing(name, real):
         def operation(*args, **kwargs):
-            log.append(name)
-            if len(log) == wanted:
-                raise OSError(number, os.strerror(number))
+            if threading.get_ident() == thread:
+                log.append(name)
+                if len(log) == wanted:
+                    raise OSError(number, os.strerror(number))
             return real(*args, **kwargs)
 
         return operation
