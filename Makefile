@@ -42,25 +42,25 @@ $(STAMP): requirements/lock.txt pyproject.toml
 	fi
 	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
 	  { echo ".venv is not Python 3.11; remove it (rm -r .venv) and run make again" >&2; exit 1; }
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements/lock.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --require-hashes --requirement requirements/lock.txt
+	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check $(TORCH)
+	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
 demo: $(STAMP)
 	@$(BIN)/python -m jobs.run_pipeline --config $(CONFIG)
 
-# Clusters get both cores to themselves; all other tests share them.
+# Those of one file share a cluster, so a file is one worker's.
 test: $(STAMP)
 ifdef ARGS
 	@$(BIN)/python -m pytest $(ARGS)
 else
-	@$(BIN)/python -m pytest tests/ray
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile tests/ray
 	@$(BIN)/python -m pytest --numprocesses 2 tests/contract tests/unit
 endif
 
 bench: $(STAMP)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement requirements/bench.txt
+	@$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --no-deps --requirement requirements/bench.txt
 	@$(BIN)/python tests/benchmark/training.py --data $(DATA) --backbone $(BACKBONE) --out docs/benchmarks/training-$(BACKBONE).json
 	@$(BIN)/python tests/benchmark/packing.py --data $(DATA) --backbone $(BACKBONE) --out docs/benchmarks/packing-$(BACKBONE).json
 	@$(BIN)/python tests/benchmark/pool.py --out docs/benchmarks/pool.json

@@ -37,6 +37,9 @@ PYTHON = sys.executable
 ATTEMPT = (PYTHON, "-c", "from jobs.cli import main; main()")
 
 
+on_demand = pytest.mark.skipif("ATTEMPT_RAY_KILLS" not in os.environ, reason="a minute each: make kills")
+
+
 @dataclass(frozen=True)
 class Cluster:
     address: str
@@ -186,6 +189,7 @@ def test_a_job_joins_the_cluster_it_runs_on_and_runs_once(
     assert log.count("[2/2] source/") == 1 and json.loads(log.splitlines()[-1])["failed"] == []
 
 
+@on_demand
 def test_a_search_is_submitted_like_any_job(
     head: Cluster, make_study: Callable[..., Config], tmp_path: Path
 ) -> None:
@@ -293,7 +297,7 @@ def test_a_job_refuses_places_that_would_be_lost_with_its_upload(jobs: Jobs) -> 
     )
 
 
-@pytest.mark.skipif("ATTEMPT_RAY_KILLS" not in os.environ, reason="a minute: make kills")
+@on_demand
 def test_a_deployment_is_sent_to_a_cluster_and_answers(head: Cluster, tmp_path: Path) -> None:
     prompts = Prompts.make(tmp_path / "bank")
     (port,) = free_ports(1)

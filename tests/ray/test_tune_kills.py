@@ -166,6 +166,7 @@ def settings(kills: int) -> dict[str, Any]:
     return {"trials": max(8, 2 * kills), "startup_trials": 4, "attempts": kills + 3}
 
 
+@on_demand
 @pytest.mark.parametrize(
     ("at_once", "kills"),
     [
