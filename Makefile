@@ -29,7 +29,7 @@ help:
 
 install: $(STAMP)
 
-# The lock decides: the stamp is older than it exactly when something has to be installed.
+# The lock decides: the stamp is older than it exactly when something has to be installed. Pip compiles on one core.
 $(STAMP): requirements/lock.txt pyproject.toml
 	@if [ ! -x $(BIN)/python ]; then \
 	  for python in $(PYTHON); do \
@@ -45,17 +45,18 @@ $(STAMP): requirements/lock.txt pyproject.toml
 	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --require-hashes --requirement requirements/lock.txt
 	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check $(TORCH)
 	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@$(BIN)/python -m compileall -q -j 0 .venv/lib >/dev/null || true
 	@touch $@
 
 demo: $(STAMP)
 	@$(BIN)/python -m jobs.run_pipeline --config $(CONFIG)
 
-# Those of one file share a cluster, so a file is one worker's.
+# Clusters get both cores to themselves; all other tests share them.
 test: $(STAMP)
 ifdef ARGS
 	@$(BIN)/python -m pytest $(ARGS)
 else
-	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile tests/ray
+	@$(BIN)/python -m pytest tests/ray
 	@$(BIN)/python -m pytest --numprocesses 2 tests/contract tests/unit
 endif
 

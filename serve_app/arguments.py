@@ -5,7 +5,6 @@ Serve takes keys that it does not know without a word, so that a limit with a ty
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from pydantic import Field
 
 from attempt_ray.config import Config, Section, config_paths, load_layers, parse
 from attempt_ray.errors import ConfigError, unknown_name
+from attempt_ray.hosts import is_loopback
 
 IMPORT_PATH = "serve_app.app:build"
 _FILE = {"proxy_location", "http_options", "grpc_options", "logging_config", "applications"}
@@ -119,18 +119,11 @@ def check_host(host: str, config: Config) -> None:
     Raises:
         ConfigError: The host is not this machine alone, and there is no file of keys.
     """
-    if config.http.keys is None and not _is_loopback(host):
+    if config.http.keys is None and not is_loopback(host):
         raise ConfigError(
             f"host {host} can be reached from other machines and there are no keys; make some with 'attempt keys add NAME"
             " --role admin' and set http.keys to the file, or use host 127.0.0.1"
         )
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _mapping(value: Any, where: str) -> Mapping[str, Any]:

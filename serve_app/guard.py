@@ -7,13 +7,11 @@ order of the checks is that of `Guard._admit`: what costs least and tells a stra
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import logging
 import re
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import cast
 
 from prometheus_client import CollectorRegistry
 from starlette.responses import Response
@@ -21,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from attempt_ray.config import HttpConfig
 from attempt_ray.errors import DataError
+from attempt_ray.hosts import is_loopback_address
 from serve_app.access import CALLER, REQUEST_ID, ROUTES, Access, Caller
 from serve_app.keys import KeyRing
 from serve_app.limits import Limits
@@ -217,7 +216,7 @@ class Guard:
 
     def _check_neighbour(self, scope: Scope) -> None:
         """Without keys, refuse whoever is not on this machine."""
-        if self._keys is None and not _is_loopback(scope.get("client")):
+        if self._keys is None and not _is_this_machine(scope.get("client")):
             raise _RefusedError(
                 "foreign_caller",
                 "without API keys, only callers of this machine are answered; make one (attempt keys add NAME), and start "
@@ -438,11 +437,6 @@ class _Replay:
         return message
 
 
-def _is_loopback(client: object) -> bool:
+def _is_this_machine(client: object) -> bool:
     """Return whether an ASGI scope's client is this machine."""
-    try:
-        address = ipaddress.ip_address(cast("tuple[str, int]", client)[0])
-    except (TypeError, ValueError, IndexError):
-        return False
-    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
-    return (mapped or address).is_loopback
+    return isinstance(client, tuple | list) and len(client) > 0 and is_loopback_address(str(client[0]))

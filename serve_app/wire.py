@@ -7,7 +7,6 @@ two clients share every decision.
 from __future__ import annotations
 
 import email.utils
-import ipaddress
 import json
 import math
 import os
@@ -34,6 +33,7 @@ from attempt_ray.errors import (
     StorageError,
     UnavailableError,
 )
+from attempt_ray.hosts import is_loopback
 from serve_app.schema import (
     TASK_PATTERN,
     CanaryIn,
@@ -296,12 +296,7 @@ def _checked_url(url: str) -> tuple[str, bool]:
         raise ConfigError(
             f"url: got '{url.rpartition('@')[2]}'; wanted the deployment's, such as {DEFAULT_URL}"
         )
-    host = parts.hostname or ""
-    try:
-        local = host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        local = False
-    return urllib.parse.urlunsplit(parts), local
+    return urllib.parse.urlunsplit(parts), is_loopback(parts.hostname or "")
 
 
 def _place(task: str, below: str = "") -> str:

@@ -8,7 +8,6 @@ is one line.
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import logging
 import os
 import time
@@ -25,6 +24,7 @@ from ray.job_submission import JobSubmissionClient
 
 from attempt_ray.config import ClusterConfig
 from attempt_ray.errors import ClusterError
+from attempt_ray.hosts import is_loopback
 from attempt_ray.orchestration.cluster import check_fits
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
@@ -149,22 +149,13 @@ def check_address(address: str, *, token: str | None, without_token: bool = Fals
         raise ClusterError(f"address: got '{shown}'; wanted the dashboard's, such as {DEFAULT_ADDRESS}")
     if parts.username is not None or parts.password is not None:
         raise ClusterError("address: got one with a user or password in it; give the token with --token-file")
-    if token is None and not without_token and not _is_loopback(parts.hostname):
+    if token is None and not without_token and not is_loopback(parts.hostname):
         where = f"{parts.hostname}{f':{port}' if port else ''}"
         raise ClusterError(
             f"there is no token for {where}, which is another machine; give --token-file, or --without-token for a "
             "cluster on which anybody in its network may run code"
         )
     return url
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 class _Client(JobSubmissionClient):  # type: ignore[misc]

@@ -1,7 +1,7 @@
 """SIGKILL of any part of a pool: no run is lost, and what is learned is what an undisturbed study learns, bit for bit.
 
 `make kills` sets how many of each, and is for a machine with nothing else to do: what has to be gone within seconds is
-timed. `make test` tries a worker's death once.
+timed. `make test` leaves them out: there, a worker's death is tried in `test_pool`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SEEDS = list(range(1, 7))
 CHECKPOINT_STEPS = 10
 
 on_demand = pytest.mark.skipif("ATTEMPT_RAY_KILLS" not in os.environ, reason="minutes each: make kills")
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(240 + 120 * KILLS)]
+pytestmark = [pytest.mark.ray, on_demand, pytest.mark.timeout(240 + 120 * KILLS)]
 
 
 class Told:
@@ -137,7 +137,7 @@ def mid_run(told: Told, rng: random.Random) -> None:
     time.sleep(rng.random() * 0.3)
 
 
-@pytest.mark.parametrize("part", ["RayTrainWorker", pytest.param("LeaseQueue", marks=on_demand)])
+@pytest.mark.parametrize("part", ["RayTrainWorker", "LeaseQueue"])
 def test_a_killed_worker_or_queue_loses_nothing(
     make_pool: Callable[[str], Config], expected: dict[str, bytes], part: str
 ) -> None:
@@ -152,7 +152,6 @@ def test_a_killed_worker_or_queue_loses_nothing(
         assert learned(config) == expected
 
 
-@on_demand
 def test_a_killed_driver_loses_nothing(
     make_pool: Callable[[str], Config], expected: dict[str, bytes]
 ) -> None:
@@ -167,7 +166,6 @@ def test_a_killed_driver_loses_nothing(
         assert learned(config) == expected
 
 
-@on_demand
 def test_a_killed_node_loses_nothing(make_pool: Callable[[str], Config], expected: dict[str, bytes]) -> None:
     rng = random.Random(f"{SEED}raylet")
     for number in range(KILLS):
@@ -181,7 +179,6 @@ def test_a_killed_node_loses_nothing(make_pool: Callable[[str], Config], expecte
         assert learned(config) == expected
 
 
-@on_demand
 def test_a_node_that_is_about_to_be_taken_away_is_left_in_good_order(
     make_pool: Callable[[str], Config], expected: dict[str, bytes]
 ) -> None:
@@ -206,7 +203,6 @@ def test_a_node_that_is_about_to_be_taken_away_is_left_in_good_order(
     assert learned(config) == expected
 
 
-@on_demand
 @pytest.mark.parametrize("whom", ["driver", "worker"])
 def test_sigterm_keeps_what_runs_have_reached_within_five_seconds(
     make_pool: Callable[[str], Config], expected: dict[str, bytes], whom: str

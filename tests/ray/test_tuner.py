@@ -126,9 +126,8 @@ def rate_of(trial: FrozenTrial) -> float:
     return float(trial.user_attrs["point"]["training.prompt_learning_rate"])
 
 
-@pytest.mark.parametrize(
-    "packed", [pytest.param(True, id="packed"), pytest.param(False, id="isolated", marks=on_demand)]
-)
+@on_demand
+@pytest.mark.parametrize("packed", [True, False], ids=["packed", "isolated"])
 def test_a_search_that_is_stopped_leaves_no_trial_behind(
     cluster: Path, make_search: MakeSearch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packed: bool
 ) -> None:
@@ -186,6 +185,7 @@ with open(os.environ["FOUND"], "w") as file:
 """
 
 
+@on_demand
 def test_no_pickle_is_read_and_no_password_is_kept(
     make_search: MakeSearch, tmp_path: Path, postgres: Any
 ) -> None:
