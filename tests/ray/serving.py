@@ -22,10 +22,11 @@ import numpy as np
 
 from attempt_ray.bank import Bank, Facts, Version
 from attempt_ray.config import BackboneConfig
-from attempt_ray.errors import AttemptError
+from attempt_ray.errors import AttemptError, DataError
 from attempt_ray.model.backbone import load_backbone
 from attempt_ray.model.published import backbone_record
 from serve_app.client import AsyncClient, Client
+from serve_app.follower import Follower, View
 from serve_app.schema import RowIn
 from tests.conftest import heed_signals
 from tests.ray.killing import titled
@@ -246,22 +247,32 @@ def promotions(
     """Promote `count` versions under load, `bad` of them unusable; return how soon each was seen and what failed."""
     chosen = set(np.random.default_rng(0).choice(count, size=bad, replace=False).tolist())
     seen: list[float] = []
+    unusable: set[str] = set()
+
+    def refuse(reference: str) -> None:
+        if reference in unusable:
+            raise DataError(f"{reference} is of another backbone")
+
+    wanted = Follower(prompts.bank, refuse)
     with load(deployment, rate=rate) as found, deployment.client() as client:
         time.sleep(1.0)
         for place in range(count):
             version = prompts.publish("rte", bad=place in chosen)
             before = client.task("rte").prompt
-            states = {one.bank_state for one in client.status().replicas}
+            if place in chosen:
+                unusable.add(version.reference)
             prompts.bank.promote(version.reference)
             moved = time.monotonic()
             if place in chosen:
                 until(lambda: all(one.problems for one in client.status().replicas), seconds=10)
-                assert client.task("rte").prompt == before
-                prompts.bank.rollback("target", "rte")
             else:
-                until(partial(_agreed_on_another, client, states), seconds=10)
-                assert client.task("rte").prompt == version.reference
+                wanted.poll()
+                until(partial(_all_serve, client, wanted.view), seconds=10)
             seen.append(time.monotonic() - moved)
+            assert client.task("rte").prompt == (before if place in chosen else version.reference)
+            if place in chosen:
+                prompts.bank.rollback("target", "rte")
+                until(lambda: not any(one.problems for one in client.status().replicas), seconds=10)
             time.sleep(pause)
     return {
         "promotions": count,
@@ -275,9 +286,8 @@ def promotions(
     }
 
 
-def _agreed_on_another(client: Client, states: set[str]) -> bool:
-    now = {one.bank_state for one in client.status().replicas}
-    return len(now) == 1 and not now & states
+def _all_serve(client: Client, view: View) -> bool:
+    return {one.bank_state for one in client.status().replicas} == {view.state}
 
 
 def main() -> None:
@@ -300,7 +310,14 @@ def main() -> None:
         ) as deployment:
             for title in (ENGINE, INGRESS, CONTROLLER, PROXY) if given.kills else ():
                 print(json.dumps(kills(deployment, title, count=given.kills, rate=given.rate)), flush=True)  # noqa: T201
-            found = promotions(deployment, prompts, count=given.promotions, bad=given.bad, rate=given.rate)
+            found = promotions(
+                deployment,
+                prompts,
+                count=given.promotions,
+                bad=given.bad,
+                rate=given.rate,
+                pause=given.pause,
+            )
             print(json.dumps(found), flush=True)  # noqa: T201
 
 
