@@ -29,8 +29,6 @@ _ENVIRONMENT = {
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "5",
     # Ray's workers stand back for all other processes; those that answer should not.
     "RAY_worker_niceness": "0",
-    # Requests pass from proxy to ingress to engine by gRPC: two thirds of the time of Ray's calls between actors.
-    "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
 }
 _DEPLOY_SECONDS = 30.0
 _PASS_ON_SECONDS = 1.0
