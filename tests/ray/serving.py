@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -201,18 +202,23 @@ def until(condition: Callable[[], Any], *, seconds: float = 60.0) -> float:
 
 
 def kill_and_wait(deployment: Deployment, title: str) -> float:
-    """Kill a part, wait until there are as many of it as before and all engines answer, and return how long that took."""
+    """Kill a part, wait until there are as many of it as before and all replicas answer, and return how long that took."""
     with deployment.client(retries=0, timeout=5) as client:
         before, engines = len(deployment.alive(title)), len(client.status().replicas)
+        ingresses = len(deployment.alive(INGRESS))
         killed = deployment.kill(title)
+        answered: set[str] = set()
 
         def whole() -> bool:
             if len(set(deployment.alive(title)) - {killed}) < before:
                 return False
             try:
-                return sum(one.healthy for one in client.status().replicas) >= engines
+                # A replica has its title before it takes requests.
+                answered.update(re.findall(r'ingress="([^"]+)"', client.metrics()))
+                healthy = sum(one.healthy for one in client.status().replicas)
             except AttemptError:
                 return False
+            return len(answered) >= ingresses and healthy >= engines
 
         time.sleep(0.5)  # who was killed may be among the replicas for a moment
         return until(whole, seconds=120)
