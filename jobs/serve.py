@@ -29,6 +29,8 @@ _ENVIRONMENT = {
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "5",
     # Ray's workers stand back for all other processes; those that answer should not.
     "RAY_worker_niceness": "0",
+    # Calls between replicas without Ray's object store: milliseconds less each.
+    "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
 }
 _DEPLOY_SECONDS = 30.0
 _PASS_ON_SECONDS = 1.0
