@@ -107,12 +107,13 @@ def history(runs: Path):
 
 def test_a_run_moves_from_two_processes_to_one_and_back(make_config, tmp_path: Path):
     training = {"steps": 9, "eval_steps": 3, "checkpoint_steps": 100, "dropout": 0.0}
-    config = make_config(tasks=["rte", "mrpc"], training=training)
+    settings = {"tasks": ["rte", "mrpc"], "training": training, "backbone": {"dtype": "float32"}}
+    config = make_config(**settings)
     page = config.model_dump(mode="json")
     for size, stop_after in ((2, 2), (1, 5), (2, 99)):
         start(go_on, (size, page, stop_after, str(tmp_path)), size)
     assert {path.name for path in tmp_path.glob("stopped-*")} == {"stopped-2-0", "stopped-2-1", "stopped-5-0"}
-    alone = make_config(tasks=["rte", "mrpc"], training=training, runs=str(tmp_path / "alone"))
+    alone = make_config(**settings, runs=str(tmp_path / "alone"))
     execute(alone)
     for found, expected in zip(history(Path(config.runs)), history(tmp_path / "alone"), strict=True):
         assert found.keys() == expected.keys()
