@@ -209,16 +209,29 @@ class EvaluationConfig(Section):
 
 
 class StudyConfig(Section):
-    """What `run_pipeline` and `report` lay side by side."""
+    """What `run_pipeline`, `run_study` and `report` lay side by side."""
 
+    name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$")
+    """Name of the study's directory; None is made of the digest of all that decides it."""
+    directory: str = "studies"
+    """Local directory of study directories, with study.json and report."""
     targets: tuple[str, ...] = ("wnli", "stsb", "mrpc", "rte")
     """Target tasks."""
     groups: tuple[tuple[str, ...], ...] = ()
     """Target tasks trained together by the multi-task methods; empty is one group of all targets."""
     methods: tuple[str, ...] = ("prompt_tuning", "spot", "attempt", "attempt_mt")
-    """Rows of the table: finetune, prompt_tuning, spot (source in `parents`), spot_similar, attempt, attempt_mt."""
+    """Rows of the table, by the names that `attempt study rows` lists; those that end in `_mt` have one run per group."""
     seeds: tuple[int, ...] = (42,)
     """Seeds of every run (paper: 42 alone)."""
+    ablations: tuple[str, ...] = ()
+    """Changes of the row `attempt`, by the names that `attempt study rows` lists; `attempt_mt/<name>` changes that row."""
+    ablation_targets: tuple[str, ...] = ()
+    """Targets of the ablations, a group being taken for any of its tasks; empty is all targets."""
+    leave_one_out: bool | tuple[str, ...] = False
+    """Targets, or `true` for all, whose `attempt` row is trained again without each source in turn."""
+    backbones: tuple[str, ...] = ()
+    """The study is done on each: a preset or YAML file laid over it (its `study` left out), or a name as for
+    `backbone.name`. Several have a bank each, below `bank`. Empty is `backbone` alone."""
     parents: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     """True source tasks of a target, where they are known; SPoT starts from the first one."""
     source_steps: int | None = Field(default=None, ge=1)
@@ -229,6 +242,12 @@ class StudyConfig(Section):
     """Optimizer steps of each attention prior; 0 steps is written as `prior: false`."""
     prior: bool = True
     """Pre-train G on the source tasks (paper section 3.3) and start targets from it."""
+    generic_steps: int | None = Field(default=None, ge=1)
+    """Optimizer steps of SPoT's generic prompt, trained on all sources at once; None takes `source_steps`."""
+    shared_steps: int | None = Field(default=None, ge=1)
+    """Optimizer steps of MPT's shared prompt, distilled from the sources; None takes `source_steps`."""
+    similar_top_k: int = Field(default=3, ge=1)
+    """Source prompts whose average, weighted by similarity, starts `spot_targeted` (the paper does not give its k)."""
     prior_groups: dict[str, tuple[str, ...]] = Field(
         default_factory=lambda: {"text": ("mnli", "sst2", "qnli", "qqp"), "qa": ("squad", "record")}
     )
