@@ -11,10 +11,9 @@ from attempt_ray.bank.aliases import CANDIDATE, CHAMPION
 from attempt_ray.bank.manifest import Facts, MetricRecord, MixtureRecord
 from attempt_ray.bank.names import Kind, Version, check_name
 from attempt_ray.bank.store import Bank
-from attempt_ray.config import Config
+from attempt_ray.config import Config, joined
 from attempt_ray.errors import BankError
 from attempt_ray.model.methods import Method
-from attempt_ray.training.directory import joined
 from attempt_ray.training.ingredients import Ingredients
 from attempt_ray.training.selection import Selection
 

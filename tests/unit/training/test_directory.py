@@ -11,7 +11,7 @@ import torch
 from attempt_ray.config import Config, load
 from attempt_ray.errors import ConfigError, IntegrityError, StoppedError
 from attempt_ray.training import directory as module
-from attempt_ray.training.directory import RunDirectory, joined, run_name
+from attempt_ray.training.directory import RunDirectory, run_name
 
 CONFIG = Config(tasks=("rte", "mrpc"), seed=3)
 
