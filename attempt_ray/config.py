@@ -912,11 +912,19 @@ def load_pretrain(paths: Iterable[Path], settings: Iterable[str] = ()) -> Pretra
 def load_layers(paths: Iterable[Path], settings: Iterable[str] = ()) -> list[Mapping[str, Any]]:
     """Return what YAML files and `section.key=value` settings hold, for `parse`.
 
+    A file's key `extends` names presets or YAML files, one or several, that come before it.
+
     Raises:
-        ConfigError: A file is missing or not a YAML mapping, or a setting is malformed.
+        ConfigError: A file is missing or not a YAML mapping, extends itself, or a setting is malformed.
     """
+    return [*_file_layers(paths, ()), *(_setting(text) for text in settings)]
+
+
+def _file_layers(paths: Iterable[Path], extending: tuple[Path, ...]) -> list[Mapping[str, Any]]:
     layers: list[Mapping[str, Any]] = []
     for path in paths:
+        if path in extending:
+            raise ConfigError(f"{path} extends itself, through {extending[-1]}; take that out")
         try:
             content = yaml.safe_load(path.read_text(encoding="utf-8"))
         except OSError as error:
@@ -925,10 +933,13 @@ def load_layers(paths: Iterable[Path], settings: Iterable[str] = ()) -> list[Map
             ) from None
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
-        if not isinstance(content, Mapping):
+        if not isinstance(content, dict):
             raise ConfigError(f"{path} holds {type(content).__name__}; wanted a mapping of config keys")
-        layers.append(content)
-    layers.extend(_setting(text) for text in settings)
+        base = content.pop("extends", ())
+        names = [base] if isinstance(base, str) else base
+        if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+            raise ConfigError(f"{path}: extends got {base!r}; wanted the name of a preset or YAML file, or a list")
+        layers += [*_file_layers(config_paths(names), (*extending, path)), content]
     return layers
 
 

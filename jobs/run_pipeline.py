@@ -46,7 +46,7 @@ def run_pipeline(
     """
     started = time.monotonic()
     preflight(config, plan.check(config).values())
-    study = run_study(all_jobs(config), config, placement=placement, on_finished=partial(promote, config))
+    study = run_study(all_jobs(config), config, placement=placement, on_event=partial(promote, config))
     digests = [result.report["digest"] for result in study.finished]
     if not digests:
         return {"job": "run_pipeline", "runs": 0, "failed": study.failures}

@@ -89,11 +89,11 @@ class StudyPlan:
 
     def jobs_on(self, backbone: str) -> list[Job]:
         """Return the runs on one backbone, each as far as it can be told."""
-        wanted = self.backbones[backbone].backbone
+        prefix = _prefix(backbone, self.backbones)
         return [
             Job(key=job.key, config=self.known[job.key], needs=job.needs)
             for job in self.jobs
-            if self.known[job.key].backbone == wanted
+            if job.key.startswith(prefix)
         ]
 
 
@@ -109,7 +109,7 @@ def plan_study(config: Config) -> StudyPlan:
     known: dict[str, Config] = {}
     for name, page in pages.items():
         _check(page)
-        own = _on_one_backbone(page, name, prefix=f"{name}/" if len(pages) > 1 else "")
+        own = _on_one_backbone(page, name, prefix=_prefix(name, pages))
         cells += own.cells
         jobs += own.jobs
         known |= own.known
@@ -263,6 +263,11 @@ def _left_out_on(config: Config) -> tuple[str, ...]:
     if isinstance(wanted, bool):
         return config.study.targets if wanted else ()
     return wanted
+
+
+def _prefix(backbone: str, backbones: Mapping[str, Config]) -> str:
+    """Return what the keys of a backbone's runs begin with."""
+    return f"{backbone}/" if len(backbones) > 1 else ""
 
 
 def _row_and_name(text: str) -> tuple[str, str]:

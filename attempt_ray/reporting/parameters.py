@@ -36,6 +36,8 @@ class BackboneShape:
     """Gated feed-forward, two input matrices (T5 v1.1, Flan, mT5)."""
     tied: bool = True
     """Output layer shares the embedding matrix (T5 v1.0)."""
+    dropout: float = 0.1
+    """The model's own while it trains."""
 
     @property
     def inner(self) -> int:
@@ -307,6 +309,7 @@ def _read_shape(name: str, path: Path) -> BackboneShape:
             tokens=int(content["vocab_size"]),
             gated=str(content.get("feed_forward_proj", "relu")).startswith("gated-"),
             tied=bool(content.get("tie_word_embeddings", True)),
+            dropout=float(content.get("dropout_rate", 0.1)),
         )
     except OSError as error:
         raise ConfigError(f"backbone '{name}': cannot read {path}: {error.strerror}") from None
