@@ -938,7 +938,9 @@ def _file_layers(paths: Iterable[Path], extending: tuple[Path, ...]) -> list[Map
         base = content.pop("extends", ())
         names = [base] if isinstance(base, str) else base
         if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
-            raise ConfigError(f"{path}: extends got {base!r}; wanted the name of a preset or YAML file, or a list")
+            raise ConfigError(
+                f"{path}: extends got {base!r}; wanted the name of a preset or YAML file, or a list"
+            )
         layers += [*_file_layers(config_paths(names), (*extending, path)), content]
     return layers
 

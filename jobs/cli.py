@@ -356,7 +356,9 @@ def study_plan(
 
 
 @study_app.command("status")
-def study_status(name: StudyDirectoryName, directory: StudiesPlace = "studies", as_json: AsJson = False) -> None:
+def study_status(
+    name: StudyDirectoryName, directory: StudiesPlace = "studies", as_json: AsJson = False
+) -> None:
     """Tell where a study stands, row by row, without touching it."""
     with one_line_errors():
         from jobs.run_study import status_lines

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from attempt_ray.config import METHOD_SECTIONS, Config
@@ -99,23 +99,22 @@ def target_groups(config: Config) -> tuple[tuple[str, ...], ...]:
 
 def source_jobs(config: Config) -> list[Job]:
     """Return one run per source prompt (paper section 3.1)."""
-    return [_source_job(config, (source,), key=f"source/{source}") for source in config.attention.sources]
+    return [
+        Job(key=f"source/{source}", config=_source_run(config, (source,)))
+        for source in config.attention.sources
+    ]
 
 
-def generic_job(config: Config) -> Job:
+def generic_run(config: Config) -> Config:
     """Return the run of SPoT's generic prompt: one prompt, trained on all sources at once (Vu et al. 2022, section 3)."""
     budget = _budget(config.study.generic_steps)
-    return _source_job(
-        config, config.attention.sources, key="source/generic", prompt={"shared": True}, training=budget
-    )
+    return _source_run(config, config.attention.sources, prompt={"shared": True}, training=budget)
 
 
-def shared_job(config: Config, *, needs: Sequence[str] = ()) -> Job:
+def shared_run(config: Config) -> Config:
     """Return the run of MPT's shared prompt, distilled from the prompts of all sources (Wang et al. 2023)."""
     budget = _budget(config.study.shared_steps)
-    return _source_job(
-        config, config.attention.sources, key="source/mpt", needs=needs, method="mpt", training=budget
-    )
+    return _source_run(config, config.attention.sources, method="mpt", training=budget)
 
 
 def prior_jobs(config: Config, *, needs: Sequence[str] = ()) -> list[Job]:
@@ -158,9 +157,9 @@ def stage_jobs(config: Config) -> tuple[list[Job], dict[str, list[str]]]:
     stages = {"sources": sources, "priors": prior_jobs(config, needs=keys), "generic": [], "shared": []}
     rows = {row.removesuffix("_mt") for row in config.study.methods}
     if "spot_generic" in rows:
-        stages["generic"] = [generic_job(config)]
+        stages["generic"] = [Job(key="source/generic", config=generic_run(config))]
     if "mpt" in rows:
-        stages["shared"] = [shared_job(config, needs=keys)]
+        stages["shared"] = [Job(key="source/mpt", config=shared_run(config), needs=tuple(keys))]
     jobs = [job for stage in stages.values() for job in stage]
     return jobs, {name: [job.key for job in stage] for name, stage in stages.items()}
 
@@ -209,12 +208,8 @@ def row_job(
     key = cell_key(row, tasks, seed)
     if base not in ("spot_similar", "spot_targeted"):
         return Job(key=key, config=target_config(config, label=row, tasks=tasks, seed=seed), needs=needed)
-    tuned = tuple(cell_key("prompt_tuning", (task,), seed) for task in tasks)
-    return Job(
-        key=key,
-        config=partial(_similar_config, config, row=row, tasks=tasks, seed=seed, tuned=tuned),
-        needs=(*needed, *tuned),
-    )
+    later = SimilarStart(config=config, row=row, tasks=tasks, seed=seed)
+    return Job(key=key, config=later, needs=(*needed, *later.tuned))
 
 
 def target_config(config: Config, *, label: str, tasks: tuple[str, ...], seed: int) -> Config:
@@ -234,13 +229,13 @@ def target_config(config: Config, *, label: str, tasks: tuple[str, ...], seed: i
     if base == "attempt":
         return run.updated(attention={"prior": config.attention.prior or _prior(config, tasks)})
     if base == "mpt":
-        return run.updated(mpt={"source": _reference(shared_job(config))})
+        return run.updated(mpt={"source": f"source/{shared_run(config).source_name}"})
     if spot and label in MULTI and len(tasks) > 1:
         run = run.updated(prompt={"shared": True})
     if base == "spot":
         return run.updated(prompt=_start_from(f"source/{_parent(config, tasks)}"))
     if base == "spot_generic":
-        return run.updated(prompt=_start_from(_reference(generic_job(config))))
+        return run.updated(prompt=_start_from(f"source/{generic_run(config).source_name}"))
     return run
 
 
@@ -253,23 +248,49 @@ def study_name(config: Config) -> str:
     return f"study-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
-def _similar_config(
-    config: Config, results: Results, *, row: str, tasks: tuple[str, ...], seed: int, tuned: Sequence[str]
-) -> Config:
-    from attempt_ray.bank.store import Bank
+@dataclass(frozen=True, kw_only=True)
+class SimilarStart:
+    """A run that starts from the source prompts most like what prompt tuning found on its tasks."""
 
-    references = [results[key].report["bank"][task] for key, task in zip(tuned, tasks, strict=True)]
-    top_k = config.study.similar_top_k if row.startswith("spot_targeted") else 1
-    weights = most_similar(Bank(config.bank), references, sources=config.attention.sources, top_k=top_k)
-    run = target_config(config, label=row, tasks=tasks, seed=seed)
-    return run.updated(
-        prompt={
-            # An average even of one: what tells the table's row of similar sources from that of the given ones.
-            "init": "average",
-            "init_from": tuple(f"source/{source}" for source in weights),
-            "init_weights": tuple(weights.values()) if len(weights) > 1 else (),
-        }
-    )
+    config: Config
+    row: str
+    tasks: tuple[str, ...]
+    seed: int
+
+    @property
+    def tuned(self) -> tuple[str, ...]:
+        """Keys of the runs of prompt tuning, one for each task."""
+        return tuple(cell_key("prompt_tuning", (task,), self.seed) for task in self.tasks)
+
+    @property
+    def weighs(self) -> bool:
+        """Whether several sources are averaged, by their likeness, or the most similar is taken alone."""
+        return self.row.startswith("spot_targeted")
+
+    def told(self) -> Config:
+        """Return the run as far as it can be told beforehand: without the sources it starts from."""
+        run = target_config(self.config, label=self.row, tasks=self.tasks, seed=self.seed)
+        # An average even of one: what tells the table's rows of similar sources from that of the given ones.
+        return run.updated(prompt={"init": "average", "init_weights": (1.0,) if self.weighs else ()})
+
+    def __call__(self, results: Results) -> Config:
+        """Return the run."""
+        from attempt_ray.bank.store import Bank
+
+        tuned = zip(self.tuned, self.tasks, strict=True)
+        references = [results[key].report["bank"][task] for key, task in tuned]
+        weights = most_similar(
+            Bank(self.config.bank),
+            references,
+            sources=self.config.attention.sources,
+            top_k=self.config.study.similar_top_k if self.weighs else 1,
+        )
+        return self.told().updated(
+            prompt={
+                "init_from": tuple(f"source/{source}" for source in weights),
+                "init_weights": tuple(weights.values()) if self.weighs else (),
+            }
+        )
 
 
 def most_similar(
@@ -315,9 +336,7 @@ def first_source(config: Config, tasks: Sequence[str]) -> str:
     return paper if paper in config.attention.sources else config.attention.sources[0]
 
 
-def _source_job(
-    config: Config, tasks: tuple[str, ...], *, key: str, needs: Sequence[str] = (), **changes: Any
-) -> Job:
+def _source_run(config: Config, tasks: tuple[str, ...], **changes: Any) -> Config:
     run = config.updated(
         job="source",
         method="prompt_tuning",
@@ -327,13 +346,7 @@ def _source_job(
         data={"batch_rows": config.study.source_batch_rows or config.data.batch_rows},
         training=_budget(config.study.source_steps),
     )
-    return Job(key=key, config=_only_read(run.updated(**changes)), needs=tuple(needs))
-
-
-def _reference(job: Job) -> str:
-    """Return the bank's name of what a source run learns."""
-    assert isinstance(job.config, Config)
-    return f"source/{job.config.source_name}"
+    return _only_read(run.updated(**changes))
 
 
 def _budget(steps: int | None) -> dict[str, Any]:

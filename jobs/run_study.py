@@ -125,7 +125,10 @@ def status_lines(found: Standing) -> list[str]:
     ]
     widths = [max(len(line[column]) for line in (header, *rows)) for column in range(len(header))]
     lines = [
-        "  ".join(cell.ljust(width) if not place else cell.rjust(width) for place, (cell, width) in enumerate(zip(line, widths, strict=True)))
+        "  ".join(
+            cell.ljust(width) if not place else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
         for line in (header, *rows)
     ]
     lines += [f"{key}: {error}" for key, error in found.errors.items()]
@@ -138,7 +141,9 @@ def row_lines() -> list[tuple[str, str, str]]:
     """Return every row and ablation: name, kind, what it is."""
     from attempt_ray.reporting.tables import method_name
 
-    rows = [(row, "per target" if row in plan.SINGLE else "per group", method_name(row)) for row in plan.METHODS]
+    rows = [
+        (row, "per target" if row in plan.SINGLE else "per group", method_name(row)) for row in plan.METHODS
+    ]
     changes = [(name, "ablation", text) for name, text in ABLATIONS.items()]
     return [*rows, *changes, ("without_<source>", "leave-one-out", "one source less; study.leave_one_out")]
 

@@ -101,7 +101,10 @@ class BackboneEstimate:
         if not self.fits:
             return [*lines, "  memory       unknown: the backbone's shape is not known here"]
         if self.limit_gb is None:
-            return [*lines, f"  memory       {max(fit.peak_bytes for fit in self.fits) / 1e9:.2f} GB a worker"]
+            return [
+                *lines,
+                f"  memory       {max(fit.peak_bytes for fit in self.fits) / 1e9:.2f} GB a worker",
+            ]
         return [*lines, *(f"  memory       {fit.describe(self.limit_gb)}" for fit in self.fits)]
 
 
@@ -205,7 +208,6 @@ def _with(run: Config, settings: Mapping[str, Any]) -> Config:
     for key, value in settings.items():
         section, _, knob = key.partition(".")
         part = getattr(changed, section)
-        if knob == "batch_rows":
-            value = min(value, part.batch_rows)
-        changed = changed.model_copy(update={section: part.model_copy(update={knob: value})})
+        taken = min(value, part.batch_rows) if knob == "batch_rows" else value
+        changed = changed.model_copy(update={section: part.model_copy(update={knob: taken})})
     return changed

@@ -293,9 +293,7 @@ def _on_one_backbone(config: Config, backbone: str, *, prefix: str) -> _Part:
         key = plan.cell_key(row if ablation is None else f"{row}-{ablation}", tasks, seed)
         name = prefix + key
         cells.append(
-            Cell(
-                row=row, ablation=ablation, tasks=tasks, seed=seed, backbone=backbone, key=name, job=name
-            )
+            Cell(row=row, ablation=ablation, tasks=tasks, seed=seed, backbone=backbone, key=name, job=name)
         )
         if ablation is not None:
             run = ablated(config, plan.target_config(config, label=row, tasks=tasks, seed=seed), ablation)
@@ -304,10 +302,15 @@ def _on_one_backbone(config: Config, backbone: str, *, prefix: str) -> _Part:
                 waits += tuple(job.key for job in own_priors)
             changed.append(Job(key=key, config=run, needs=waits))
     jobs = [*stages, *own_priors, *targets, *changed]
+    known = {
+        job.key: job.config.told() if isinstance(job.config, plan.SimilarStart) else job.config
+        for job in jobs
+        if isinstance(job.config, Config | plan.SimilarStart)
+    }
     return _Part(
         cells=cells,
         jobs=[_renamed(job, {key: prefix + key for key in (job.key, *job.needs)}) for job in jobs],
-        known={prefix + job.key: _as_known(config, job) for job in jobs},
+        known={prefix + key: run for key, run in known.items()},
     )
 
 
@@ -345,22 +348,11 @@ def _uncentred_priors(config: Config, needs: Sequence[str]) -> list[Job]:
     return plan.prior_jobs(changed, needs=needs)
 
 
-def _as_known(config: Config, job: Job) -> Config:
-    """Return a run as far as it can be told: what is like the target is found by prompt tuning first."""
-    if isinstance(job.config, Config):
-        return job.config
-    assert isinstance(job.config, partial)
-    told = job.config.keywords
-    run = plan.target_config(config, label=told["row"], tasks=told["tasks"], seed=told["seed"])
-    weights = (1.0,) if told["row"].startswith("spot_targeted") else ()
-    return run.updated(prompt={"init": "average", "init_weights": weights})
-
-
 def _renamed(job: Job, names: Mapping[str, str]) -> Job:
     """Return a job under another name, with the runs it needs under theirs."""
     make = job.config
     if not isinstance(make, Config):
-        make = partial(_make, job.config, {need: names[need] for need in job.needs})
+        make = partial(_make, make, {need: names[need] for need in job.needs})
     return Job(key=names[job.key], config=make, needs=tuple(dict.fromkeys(names[need] for need in job.needs)))
 
 
@@ -373,8 +365,7 @@ def _each_once(jobs: Sequence[Job], known: Mapping[str, Config]) -> tuple[list[J
     first: dict[str, str] = {}
     names: dict[str, str] = {}
     for job in jobs:
-        own = known[job.key].digest() if isinstance(job.config, Config) else job.key
-        names[job.key] = first.setdefault(own, job.key)
+        names[job.key] = first.setdefault(known[job.key].digest(), job.key)
     return [_renamed(job, names) for job in jobs if names[job.key] == job.key], names
 
 

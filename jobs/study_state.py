@@ -221,9 +221,7 @@ def standing(directory: Path) -> Standing:
     for job in study.jobs:
         if job.key not in in_cells:
             _count(before, states.get(job.key))
-    return Standing(
-        name=record.name, process=_holder(directory), rows=rows, before=before, errors=errors
-    )
+    return Standing(name=record.name, process=_holder(directory), rows=rows, before=before, errors=errors)
 
 
 def _count(counts: Counts, found: str | None) -> None:

@@ -182,8 +182,14 @@ def test_a_study_with_a_wrong_name_is_refused(changes: dict[str, object], messag
     ("rate", "moved"),
     [
         ("attention", {"prior", "attempt", "attempt_mt"}),
-        ("backbone", {"finetune"}),
-        ("prompt", {"source", "prior", "prompt_tuning", "spot", "attempt", "attempt_mt"}),
+        ("backbone", {"finetune", "finetune_mt"}),
+        (
+            "prompt",
+            {
+                *("source", "prior", "prompt_tuning", "spot", "spot_generic", "spot_generic_mt"),
+                *("attempt", "attempt_mt", "mpt", "mpt_mt", "dept"),
+            },
+        ),
     ],
 )
 def test_a_learning_rate_names_the_runs_that_read_it_alone(rate: str, moved: set[str]) -> None:

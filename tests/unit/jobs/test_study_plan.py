@@ -64,6 +64,7 @@ def test_equal_runs_are_done_once_and_fill_all_their_cells() -> None:
     assert cells["attempt-temperature_1.0/rte/s1"] == cells["attempt/rte/s1"]
     assert cells["attempt-temperature_0/rte/s1"] != cells["attempt/rte/s1"]
     assert cells["attempt_mt/nq/s2"] == cells["attempt/nq/s2"]
+    assert cells["spot_targeted_mt/nq/s2"] == cells["spot_targeted/nq/s2"]
     assert cells["finetune_mt/nq/s1"] == cells["finetune/nq/s1"]
     assert cells["attempt-one_rate/rte/s1"] != cells["attempt/rte/s1"]
     digests = [job.config.digest() for job in study.jobs if isinstance(job.config, Config)]
@@ -195,7 +196,7 @@ def test_each_backbone_has_its_runs_its_bank_and_its_page(tmp_path: Path) -> Non
     assert callable(job.config)
     done = PoolResult(key="x", config=None, status="finished", report={"bank": {}})
     with pytest.raises(KeyError, match="rte"):
-        job.config({need: done for need in job.needs})
+        job.config(dict.fromkeys(job.needs, done))
 
 
 def test_a_run_is_known_again_by_what_its_directory_holds() -> None:
@@ -205,9 +206,7 @@ def test_a_run_is_known_again_by_what_its_directory_holds() -> None:
         settled = run.updated(backbone={"dtype": "float32"}, bank="/elsewhere", runs="/elsewhere")
         if run.prompt.init == "average":
             weights = (0.5, 0.5) if run.prompt.init_weights else ()
-            settled = settled.updated(
-                prompt={"init_from": ("source/a", "source/b"), "init_weights": weights}
-            )
+            settled = settled.updated(prompt={"init_from": ("source/a", "source/b"), "init_weights": weights})
         assert identity(parse([settled.model_dump(mode="json")])) == identity(run)
         seen[identity(run)] = key
     assert len(seen) == len(study.known)
