@@ -86,6 +86,7 @@ class Report(_Record):
     bank: Mapping[str, str] | None = None
     parents: tuple[str, ...] = ()
     constant_prediction: Mapping[str, bool] = {}
+    examples_sha256: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
