@@ -1,7 +1,7 @@
 """The directory of a run: who writes to it, its history and its report.
 
 <runs>/<job>-<method>-<tasks>-s<seed>-<digest>/
-    config.json, state.json, metrics.jsonl, checkpoints/, best.safetensors, report.json
+    config.json, state.json, metrics.jsonl, checkpoints/, best.safetensors, examples.jsonl, report.json
 """
 
 from __future__ import annotations
@@ -30,12 +30,13 @@ if TYPE_CHECKING:
 LEASE_SECONDS = 5.0
 """Longest wait for another process to leave the run; a killed one may take a moment to be gone."""
 
-LEASE, CONFIG, STATE, METRICS, BEST, REPORT = (
+LEASE, CONFIG, STATE, METRICS, BEST, EXAMPLES, REPORT = (
     ".lease",
     "config.json",
     "state.json",
     "metrics.jsonl",
     "best.safetensors",
+    "examples.jsonl",
     "report.json",
 )
 
@@ -127,6 +128,15 @@ class RunDirectory:
         """
         write_durably(self._report, self._encoded(report))
         self.keep()
+
+    def write_examples(self, lines: bytes) -> str:
+        """Replace the answers row by row, durably; return the SHA-256 of their file, for the report that follows.
+
+        Raises:
+            StorageError: The disk refused.
+        """
+        write_durably(self.path / EXAMPLES, lines)
+        return hashlib.sha256(lines).hexdigest()
 
     def write_best(self, tensors: Mapping[str, Tensor]) -> str:
         """Replace the kept states, durably; return the SHA-256 of their file.
