@@ -53,8 +53,8 @@ def run_study(config: Config, *, placement: pooled.Placement = "pool") -> dict[s
             done = pooled.run_study(study.jobs, config, placement=placement, on_event=board.event)
         finally:
             board.write()
-        files = _report(directory, config)
-    counts = Counter(board.status_of(cell.job) for cell in study.cells)
+        counts = Counter(board.status_of(cell.job) for cell in study.cells)
+        files = _report(directory, config) if counts["finished"] else []
     failed = done.failures
     for item in failed:
         tell(f"Set aside: {item['run']}: {item['error']}")
@@ -165,7 +165,7 @@ def report_study(name: str, *, directory: str = "studies", out: Path | None = No
 
 
 def _report(directory: Path, config: Config, *, out: Path | None = None) -> list[str]:
-    from attempt_ray.reporting.study import write_study_report
+    from attempt_ray.reporting.study.report import write_study_report
 
     found = write_study_report(directory, runs=config.runs, out=out)
     for line in found.lines:

@@ -22,30 +22,12 @@ from attempt_ray.config import Config, parse
 from attempt_ray.errors import AttemptError, ConfigError, DataError
 from attempt_ray.reporting.runs import fetched
 from attempt_ray.reporting.states import read_state, run_directories
+from attempt_ray.reporting.study.cells import FILE, Cell
 from jobs.study_plan import StudyPlan, identity, plan_study
 
-FILE = "study.json"
 _LEASE = ".lease"
 
 Outcome = Literal["finished", "failed", "skipped", "waiting"]
-
-
-class CellRecord(BaseModel):
-    """A cell as study.json has it."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    row: str
-    ablation: str | None
-    tasks: tuple[str, ...]
-    seed: int
-    backbone: str
-    key: str
-    status: Outcome
-    run: str | None
-    """Name of the run's directory below `runs`; several cells may have one."""
-    error: str
-    """One line; empty but for failed and skipped runs."""
 
 
 class StudyRecord(BaseModel):
@@ -56,7 +38,7 @@ class StudyRecord(BaseModel):
     schema_version: Literal[1] = Field(default=1, alias="schema")
     name: str
     config: Mapping[str, Any]
-    cells: tuple[CellRecord, ...]
+    cells: tuple[Cell, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +97,7 @@ def write_study(directory: Path, study: StudyPlan, known: Mapping[str, Known]) -
         name=study.name,
         config=study.config.model_dump(mode="json"),
         cells=tuple(
-            CellRecord(
+            Cell(
                 row=cell.row,
                 ablation=cell.ablation,
                 tasks=cell.tasks,

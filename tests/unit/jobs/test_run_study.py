@@ -13,9 +13,10 @@ import pytest
 
 from attempt_ray.config import Config
 from attempt_ray.errors import ConfigError, DataError
+from attempt_ray.reporting.study.cells import FILE
 from jobs import run_study as module
 from jobs.run_study import report_study, row_lines, run_study, status_lines
-from jobs.study_state import FILE, held, read_study, standing, study_directory
+from jobs.study_state import held, read_study, standing, study_directory
 
 MakeStudy = Callable[..., Config]
 
@@ -76,51 +77,30 @@ def test_a_study_is_done_written_down_and_done_again_at_once(
 
 
 def test_a_study_that_is_killed_goes_on_and_ends_as_if_it_had_not_been(
-    make: MakeStudy, tmp_path: Path
+    make: MakeStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(module, "_report", lambda *_, **__: [])
     whole = make(runs=str(tmp_path / "whole-runs"), bank=str(tmp_path / "whole-bank"))
     whole = whole.updated(study={"directory": str(tmp_path / "whole-studies")})
     run_study(whole, placement="here")
 
     config = make()
-    page = tmp_path / "page.json"
-    page.write_text(config.model_dump_json())
-    for events in (4, 9, 14):
-        killed = subprocess.run(
-            [sys.executable, "-c", _KILLED, str(page), str(events)],
-            capture_output=True,
-            text=True,
-            check=False,
-            env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])},
-        )
-        assert killed.returncode == -signal.SIGKILL, killed.stderr
-        found = standing(study_directory(config, "small"))
-        assert sum(counts.total for counts in found.rows.values()) == 6
-        assert found.process is None
+    script = Path(__file__).parent / "kill_studies.py"
+    told = subprocess.run(
+        [sys.executable, script, "4", "9", "14"],
+        input=config.model_dump_json(),
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])},
+    )
+    after = [json.loads(line) for line in told.stdout.splitlines()]
+    assert [one["end"] for one in after] == [-signal.SIGKILL] * 3
+    for one in after:
+        assert one["process"] is None
+        assert sum(sum(counts.values()) for counts in one["rows"].values()) == 6
     run_study(config, placement="here")
     assert outcome(config) == outcome(whole)
-
-
-_KILLED = """
-import os, signal, sys
-from pathlib import Path
-from attempt_ray.config import parse
-from jobs import run_study as module
-import json
-
-config, left = parse([json.loads(Path(sys.argv[1]).read_text())]), int(sys.argv[2])
-plain = module._Board.event
-
-def event(self, event):
-    global left
-    left -= event.kind != "started"
-    if not left:
-        os.kill(os.getpid(), signal.SIGKILL)
-    plain(self, event)
-
-module._Board.event = event
-module.run_study(config, placement="here")
-"""
 
 
 def test_where_a_study_stands_is_told_while_it_is_done(
