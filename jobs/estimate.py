@@ -114,7 +114,7 @@ def estimate(jobs: Sequence[Job], config: Config, *, workers: int, flops: float 
         )
     steps = _sum(cost.steps for cost in costs.values())
     notes = []
-    if any(run.method == "finetune" for run in configs.values()):
+    if any(run.facts.backbone == "trained" for run in configs.values()):
         notes.append("full fine-tuning takes more than that: gradients and moments of all weights")
     total = seconds = None
     basis = "unknown: budgets in epochs need the rows; set training.steps and study.*_steps for an estimate"
@@ -159,7 +159,7 @@ def _shape(name: str) -> BackboneShape:
 
 def _cost(config: Config) -> _Cost:
     shape, data = _shape(config.backbone.name), config.data
-    prompt = 0 if config.method == "finetune" else config.prompt.length
+    prompt = config.prompt_length
     tasks = [get_task(name, data.user_tasks) for name in config.tasks]
     lengths = [(data.max_source_tokens or task.max_source_tokens) + prompt for task in tasks]
     if data.batch_tokens is None:
@@ -171,8 +171,9 @@ def _cost(config: Config) -> _Cost:
         for task, length, count in zip(tasks, lengths, each, strict=True)
         for _ in range(count)
     ]
+    shares = config.facts.backbone == "frozen"
     small = config.backbone.dtype == "bfloat16" or (
-        config.backbone.dtype == "auto" and config.device != "cpu"
+        config.backbone.dtype == "auto" and config.device != "cpu" and shares
     )
     tokens, targets = max(lengths), max(target for _, target in rows)
     memory = step_memory(
@@ -184,14 +185,14 @@ def _cost(config: Config) -> _Cost:
         recompute=config.backbone.recompute,
     )
     # The gradient of the weights costs another forward pass.
-    work = training_flops(shape, rows) * (1.5 if config.method == "finetune" else 1.0)
+    work = training_flops(shape, rows) * (1.5 if config.facts.backbone == "trained" else 1.0)
     read = sum(length for length, _ in rows)
     return _Cost(flops=work, steps=config.training.steps, tokens=read, peak=memory.peak)
 
 
 def _rows_at_once(config: Config, *, rows: int, tokens: int) -> int:
     """Return the most rows of one forward pass: of one run, or of several that share it."""
-    if config.cluster.runs_at_once == 1:
+    if config.cluster.runs_at_once == 1 or config.facts.backbone != "frozen":
         return rows
     most = PASS_TOKENS["cpu" if config.device == "cpu" else "gpu"]
     return max(rows, min(config.cluster.runs_at_once * rows, most // tokens))
@@ -227,7 +228,7 @@ def _measured(config: Config) -> list[float]:
                 config.device,
                 config.training.threads,
             )
-            if alike and page.method != "finetune" and run.report.steps and run.report.seconds > 0:
+            if alike and page.facts.backbone == "frozen" and run.report.steps and run.report.seconds > 0:
                 rates.append(_cost(page).flops * run.report.steps / run.report.seconds)
         except (AttemptError, OSError, ValueError, _UnknownShapeError):
             continue

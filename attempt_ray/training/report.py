@@ -21,7 +21,7 @@ SCHEMA = 1
 
 
 def run_label(config: Config) -> str:
-    """Return the table row that a run belongs to.
+    """Return the table row that a run belongs to: its method, for most.
 
     Prompt tuning that starts from one prompt of the bank is SPoT; from an average of such prompts, weighted by
     similarity or not, it is SPoT with similar sources. Several tasks in one run are told by `_mt`.
