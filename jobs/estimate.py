@@ -180,7 +180,7 @@ def run_cost(config: Config) -> RunCost:
 def _memory(config: Config, shape: BackboneShape, *, rows: int, tokens: int, targets: int) -> StepMemory:
     kind = config.facts.backbone
     small = config.backbone.dtype == "bfloat16" or (
-        config.backbone.dtype == "auto" and config.device != "cpu" and kind != "trained"
+        config.backbone.dtype == "auto" and config.device != "cpu" and kind == "frozen"
     )
     weight_bytes = 2 if small else 4
     if kind == "frozen":

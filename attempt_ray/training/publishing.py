@@ -51,8 +51,8 @@ def publish(
 ) -> dict[str, str]:
     """Publish what the run learned and return the references: prompts by task, G under `ATTENTION`.
 
-    A source run publishes its prompt, a prior G alone, a target run both; full fine-tuning and trials publish nothing. New
-    versions become `candidate`, and those of sources and priors `champion` too where there is none yet. Publishing
+    A source run publishes its prompt under `Config.source_name`, a prior G alone, a target run both; trials and methods
+    whose outcome is no prompt publish nothing. New versions become `candidate`, and those of sources and priors `champion` too where there is none yet. Publishing
     the same run again changes nothing.
 
     Args:
@@ -68,7 +68,7 @@ def publish(
         StorageError: The disk or store refuses.
     """
     config = ingredients.config
-    if config.method == "finetune" or config.trial:
+    if not config.facts.served or config.trial:
         return {}
     bank = Bank(config.bank)
     references: dict[str, str] = {}
@@ -92,6 +92,10 @@ def publish(
         _move_aliases(bank, version, champion=config.job != "target")
         return version.reference
 
+    if config.job == "source":
+        method.load_trainable_state(selection.state_for(config.tasks[0]))
+        name = config.source_name
+        return {name: add("source", name, method.source_tensors(), config.tasks, None)}
     shared: str | None = None
     for task in config.tasks:
         method.load_trainable_state(selection.state_for(task))
@@ -104,11 +108,9 @@ def publish(
             attention = add("attention", name, method.attention_tensors(), tasks, None)
             references[f"{ATTENTION}:{task}" if own else ATTENTION] = attention
             shared = None if own else attention
-        if method.prompts is not None and config.job != "prior":
-            prompt = {"prompt": method.prompt_tensors()[task]}
-            references[task] = add(
-                "source" if config.job == "source" else "target", task, prompt, (task,), attention
-            )
+        prompts = method.prompt_tensors()
+        if prompts and config.job != "prior":
+            references[task] = add("target", task, {"prompt": prompts[task]}, (task,), attention)
     return references
 
 

@@ -38,7 +38,8 @@ def main() -> None:
             os._exit(0)
         _, status = os.waitpid(child, 0)
         found = standing(study_directory(config, config.study.name or "")).as_dict()
-        print(json.dumps({"end": os.waitstatus_to_exitcode(status), **found}))
+        sys.stdout.write(json.dumps({"end": os.waitstatus_to_exitcode(status), **found}) + "\n")
+        sys.stdout.flush()  # or the next child would write it again
 
 
 if __name__ == "__main__":

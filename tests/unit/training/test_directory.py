@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from attempt_ray.config import Config, load
+from attempt_ray.config import Config, joined, load
 from attempt_ray.errors import ConfigError, IntegrityError, StoppedError
 from attempt_ray.training import directory as module
 from attempt_ray.training.directory import RunDirectory, run_name
