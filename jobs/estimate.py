@@ -193,17 +193,19 @@ def _memory(config: Config, shape: BackboneShape, *, rows: int, tokens: int, tar
             recompute=config.backbone.recompute,
             dropout=bool(shape.dropout if config.training.dropout is None else config.training.dropout),
         )
-    whole = shape.parameters(vocabulary=shape.vocabulary)
-    trained = {"finetune": whole, "adapter": shape.adapter, "bitfit": shape.bitfit}
-    rank = config.lora.rank * (shape.width + shape.inner)
-    lora = 2 * (shape.encoder_layers + 2 * shape.decoder_layers) * rank
+    trained = {
+        "finetune": shape.parameters(vocabulary=shape.vocabulary),
+        "adapter": shape.adapter,
+        "bitfit": shape.bitfit,
+        "lora": shape.lora(config.lora.rank),
+    }
     return trained_memory(
         shape,
         rows=rows,
         tokens=tokens,
         targets=targets,
         weight_bytes=weight_bytes,
-        trained=trained.get(config.method, lora),
+        trained=trained[config.method],
     )
 
 

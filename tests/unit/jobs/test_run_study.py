@@ -14,8 +14,10 @@ import pytest
 from attempt_ray.config import Config
 from attempt_ray.errors import ConfigError, DataError
 from attempt_ray.reporting.study.cells import FILE
+from jobs import plan
 from jobs import run_study as module
 from jobs.run_study import report_study, row_lines, run_study, status_lines
+from jobs.study_plan import ABLATIONS
 from jobs.study_state import held, read_study, standing, study_directory
 
 MakeStudy = Callable[..., Config]
@@ -171,3 +173,25 @@ def test_every_row_and_ablation_is_listed() -> None:
     names = [name for name, _, _ in row_lines()]
     assert {"finetune", "mpt_mt", "no_target", "without_<source>"} <= set(names)
     assert len(set(names)) == len(names)
+
+
+def test_every_row_and_every_ablation_can_be_done(make: MakeStudy) -> None:
+    names = [name for name in ABLATIONS if "<" not in name]
+    config = make(
+        attention={"sources": ["mnli", "sst2"], "bottleneck": 4, "center": True},
+        study={
+            "methods": list(plan.METHODS),
+            "ablations": [*names, "temperature_0", "attempt_mt/no_prior"],
+            "ablation_targets": ["rte"],
+            "leave_one_out": ["mrpc"],
+        },
+    )
+    result = run_study(config, placement="here")
+    assert result["failed"] == []
+    assert list(result["cells"]) == ["finished"]
+    record = read_study(Path(result["directory"]))
+    for cell in record.cells:
+        assert cell.run is not None
+        report = json.loads((Path(config.runs) / cell.run / "report.json").read_text())
+        assert report["label"] == cell.row, cell.key
+        assert report["steps"] == 2
