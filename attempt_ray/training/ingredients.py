@@ -257,7 +257,7 @@ def _check(config: Config) -> None:
     if config.job not in config.facts.jobs:
         able = [name for name, facts in METHODS.items() if config.job in facts.jobs]
         raise ConfigError(
-            f"job '{config.job}' got method '{config.method}'; set method to one of {', '.join(able)}"
+            f"job '{config.job}' got method '{config.method}'; set method={' or method='.join(able)}"
         )
     if config.job == "source":
         _check_source(config)
