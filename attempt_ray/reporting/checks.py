@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
+from attempt_ray.config import METHODS
 from attempt_ray.reporting.runs import Run
+
+_CHANGING = {name for name, facts in METHODS.items() if facts.backbone != "frozen"}
 
 WANTED_SEEDS = 3
 """Fewest seeds whose spread means something (notes on the paper: it reports none)."""
@@ -54,7 +57,7 @@ def _of_single_runs(runs: Sequence[Run]) -> list[str]:
                 constant[report.label, task].append(report.seed)
         if report.warmup_steps >= report.steps:
             cold[report.label, "+".join(report.tasks)].append(report.seed)
-        if report.backbone_unchanged is False and report.method != "finetune":
+        if report.backbone_unchanged is False and report.method not in _CHANGING:
             found.append(
                 f"{run.directory.name}: the backbone changed during the run, though it is to be frozen"
             )

@@ -431,12 +431,12 @@ def _final_scores(
 
 
 def _backbone_unchanged(run: _Run) -> bool | None:
-    """Check that the frozen weights are those from before; return None where they are meant to move.
+    """Check that the frozen weights are those from before; return None where the run has a backbone of its own.
 
     Raises:
         BackboneError: They moved, so nothing that the run learned can be trusted.
     """
-    if run.config.method == "finetune":
+    if run.config.facts.backbone != "frozen":
         return None
     found = run.ingredients.backbone.fingerprint()
     if found != run.ingredients.fingerprint:

@@ -21,7 +21,7 @@ from safetensors import torch as safetensors
 from torch import Tensor
 
 from attempt_ray.bank.durable import remove_temporaries, storage_errors, write_durably
-from attempt_ray.config import Config
+from attempt_ray.config import Config, joined
 from attempt_ray.errors import ConfigError, DroppedError, IntegrityError, StoppedError
 
 if TYPE_CHECKING:
@@ -39,20 +39,11 @@ LEASE, CONFIG, STATE, METRICS, BEST, EXAMPLES, REPORT = (
     "examples.jsonl",
     "report.json",
 )
-_MAX_TASKS_CHARACTERS = 60
 
 
 def run_name(config: Config, digest: str) -> str:
     """Return the name of a run's directory."""
     return f"{config.job}-{config.method}-{joined(config.tasks)}-s{config.seed}-{digest}"
-
-
-def joined(tasks: tuple[str, ...]) -> str:
-    """Return a name for tasks that were trained together, short enough for a directory and the bank."""
-    text = "-".join(tasks)
-    if len(text) <= _MAX_TASKS_CHARACTERS:
-        return text
-    return f"{text[:45].rstrip('-._')}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 class RunDirectory:
