@@ -123,9 +123,7 @@ class Study:
                     )
                 )
                 self._on_event(
-                    PoolEvent(
-                        kind="finished", key=key, facts=result["report"], directory=result["directory"]
-                    )
+                    PoolEvent(kind="finished", key=key, facts=result["report"], directory=result["directory"])
                 )
             elif kind == "failed":
                 self._fail(key, event["error"], attempts=event["attempts"])

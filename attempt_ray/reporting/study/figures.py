@@ -54,6 +54,8 @@ _ROWS = {
 """Our row of each method of the parameter table."""
 _BESIDE = 1.02
 """Points of one backbone stand beside each other, each that much to the right of the one before, so that bars are seen."""
+_EQUAL = 1.1
+"""Values up to so many times the smallest of them are named together."""
 _APART = 0.035
 """Least distance of two labels beside the last points, as a share of the axis."""
 
@@ -107,12 +109,17 @@ def parameters(table: ParameterTable) -> Picture:
 
 
 def _label_ends(axes: Axes, ends: Sequence[tuple[float, str, str]], *, x: float) -> None:
-    """Write each line's name beside its last point, names of near points moved apart; the axes are logarithmic."""
+    """Write each line's name beside its last point; almost equal ones share a place, near ones are moved apart.
+
+    The axes are logarithmic.
+    """
     low, high = (math.log10(limit) for limit in axes.get_ylim())
     apart = _APART * (high - low)
     together: dict[float, list[tuple[str, str]]] = {}
+    first = 0.0
     for value, name, colour in sorted(ends):
-        together.setdefault(value, []).append((name, colour))
+        first = first if value < _EQUAL * first else value
+        together.setdefault(first, []).append((name, colour))
     places: list[float] = []
     for value in together:
         place = math.log10(value)
@@ -125,7 +132,7 @@ def _label_ends(axes: Axes, ends: Sequence[tuple[float, str, str]], *, x: float)
             textcoords="offset points",
             va="center",
             fontsize=8.5,
-            color=names[0][1],
+            color=names[0][1] if len(names) == 1 else GREY,
             annotation_clip=False,
         )
 
