@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from attempt_ray.reporting.study.bootstrap import Bootstrap, Estimate
-from attempt_ray.reporting.study.cells import TEMPERATURE, WITHOUT, Line, Study
+from attempt_ray.reporting.study.cells import Study
 from attempt_ray.reporting.study.grid import Entry, Grid, row
+from attempt_ray.reporting.study.lines import TEMPERATURE, WITHOUT, Line, temperature
 from attempt_ray.reporting.study.paper import TABLE_4, task_name
 from attempt_ray.reporting.study.tables import NOTHING, common, entry, scores_grid, table_row
 
@@ -82,6 +83,11 @@ class SweepPoint:
     change: Estimate | None
     """Difference to the row at its own temperature."""
 
+    @property
+    def number(self) -> float | None:
+        """K; None where the sources give it."""
+        return temperature(TEMPERATURE + self.name)
+
 
 def sweep(study: Study, bootstrap: Bootstrap) -> tuple[SweepPoint, ...]:
     """Return the means of ATTEMPT by temperature on the tasks that all of them have, numbers first; empty without a sweep."""
@@ -104,14 +110,7 @@ def sweep(study: Study, bootstrap: Bootstrap) -> tuple[SweepPoint, ...]:
                     change=bootstrap.difference(line, parent, shared) if shared else None,
                 )
             )
-    return tuple(sorted(points, key=lambda point: _place(point.name)))
-
-
-def _place(name: str) -> tuple[bool, float, str]:
-    try:
-        return False, float(name), ""
-    except ValueError:
-        return True, 0.0, name
+    return tuple(sorted(points, key=lambda point: (point.number is None, point.number or 0.0)))
 
 
 def sweep_dicts(points: Sequence[SweepPoint]) -> list[dict[str, object]]:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import zlib
 from collections import defaultdict
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from attempt_ray.errors import DataError
+from attempt_ray.reporting.study.lines import Line
 from attempt_ray.reporting.study.resampling import Array, Resampled
 
 RESAMPLES = 2000
@@ -76,12 +77,16 @@ class Scored:
     """Scores of answering every row with one label, by label; empty for open tasks."""
 
 
+Scores = Mapping[Line, Mapping[str, Mapping[int, Scored]]]
+"""By line, task and seed."""
+
+
 class Bootstrap:
     """Scores of lines by task and seed, resampled together."""
 
     def __init__(
         self,
-        scores: Mapping[Hashable, Mapping[str, Mapping[int, Scored]]],
+        scores: Scores,
         *,
         resamples: int = RESAMPLES,
         level: float = LEVEL,
@@ -101,17 +106,17 @@ class Bootstrap:
         self._scores = scores
         self._seed = seed
         self._seed_draws: dict[tuple[int, ...], Array] = {}
-        self._means: dict[tuple[Hashable, str, tuple[int, ...]], Array | None] = {}
+        self._means: dict[tuple[Line, str, tuple[int, ...]], Array | None] = {}
 
-    def mean(self, line: Hashable, tasks: Sequence[str]) -> Estimate | None:
+    def mean(self, line: Line, tasks: Sequence[str]) -> Estimate | None:
         """Return the mean of a line over tasks and the seeds that all of them have; None where there is no such seed."""
         return self._estimate({line: 1.0}, tasks)
 
-    def difference(self, line: Hashable, reference: Hashable, tasks: Sequence[str]) -> Estimate | None:
+    def difference(self, line: Line, reference: Line, tasks: Sequence[str]) -> Estimate | None:
         """Return how much `line` is above `reference` over tasks; None where they share no seed on all of them."""
         return self._estimate({line: 1.0, reference: -1.0}, tasks) if line != reference else None
 
-    def _estimate(self, terms: Mapping[Hashable, float], tasks: Sequence[str]) -> Estimate | None:
+    def _estimate(self, terms: Mapping[Line, float], tasks: Sequence[str]) -> Estimate | None:
         cells = [self._scores.get(line, {}).get(task, {}) for line in terms for task in tasks]
         seeds = tuple(sorted(set.intersection(*map(set, cells)))) if cells else ()
         if not seeds:
@@ -130,16 +135,15 @@ class Bootstrap:
         )
         return Estimate(value=value / len(tasks), low=low, high=high, tasks=tuple(tasks), seeds=seeds)
 
-    def _drawn_mean(self, line: Hashable, task: str, seeds: tuple[int, ...]) -> Array | None:
+    def _drawn_mean(self, line: Line, task: str, seeds: tuple[int, ...]) -> Array | None:
         """Return the mean of a line on a task over the drawn seeds, for each resample."""
         key = (line, task, seeds)
         if key not in self._means:
-            each = [self._drawn.get((line, task, seed)) for seed in seeds]
-            if any(drawn is None for drawn in each):
-                self._means[key] = None
-            else:
-                share_BS = self._seed_shares(seeds)
-                self._means[key] = (share_BS * np.stack(each, axis=1)).sum(axis=1)  # type: ignore[arg-type]
+            each = [self._drawn[line, task, seed] for seed in seeds if (line, task, seed) in self._drawn]
+            whole = len(each) == len(seeds)
+            self._means[key] = (
+                np.sum(self._seed_shares(seeds) * np.stack(each, axis=1), axis=1) if whole else None
+            )
         return self._means[key]
 
     def _seed_shares(self, seeds: tuple[int, ...]) -> Array:
@@ -152,26 +156,25 @@ class Bootstrap:
         return self._seed_draws[seeds]
 
     @cached_property
-    def _drawn(self) -> Mapping[tuple[Hashable, str, int], Array]:
+    def _drawn(self) -> Mapping[tuple[Line, str, int], Array]:
         """Every run's score on every resample of its task's test rows."""
-        by_task: dict[str, dict[tuple[Hashable, int], Scored]] = defaultdict(dict)
+        by_task: dict[str, dict[tuple[Line, int], Scored]] = defaultdict(dict)
         for line, tasks in self._scores.items():
             for task, by_seed in tasks.items():
                 by_task[task].update({(line, seed): scored for seed, scored in by_seed.items()})
-        found: dict[tuple[Hashable, str, int], Array] = {}
+        found: dict[tuple[Line, str, int], Array] = {}
         for task, runs in by_task.items():
             usable = _of_one_test_set(runs)
             if not usable:
                 continue
-            rng, rows = self._generator(f"rows {task}"), next(iter(usable.values())).rows
-            drawn: dict[tuple[Hashable, int], list[Array]] = {key: [] for key in usable}
+            rng, rows = self._generator(f"rows {task}"), next(iter(runs[key].rows for key in usable))
+            drawn: dict[tuple[Line, int], list[Array]] = {key: [] for key in usable}
             step = max(1, _CHUNK // rows)
             for start in range(0, self.resamples, step):
                 size = min(step, self.resamples - start)
                 draws_BN = rng.multinomial(rows, np.full(rows, 1 / rows), size=size).astype(float)
                 for key, scored in usable.items():
-                    assert scored.resampled is not None  # noqa: S101
-                    drawn[key].append(scored.resampled(draws_BN))
+                    drawn[key].append(scored(draws_BN))
             found |= {(line, task, seed): np.concatenate(parts) for (line, seed), parts in drawn.items()}
         return found
 
@@ -180,12 +183,10 @@ class Bootstrap:
         return np.random.default_rng([self._seed, zlib.crc32(purpose.encode())])
 
 
-def _of_one_test_set(
-    runs: Mapping[tuple[Hashable, int], Scored],
-) -> dict[tuple[Hashable, int], Scored]:
-    """Return the runs whose answers can be resampled together: those on the test set that most of them answered."""
-    sets: dict[bytes, dict[tuple[Hashable, int], Scored]] = defaultdict(dict)
+def _of_one_test_set(runs: Mapping[tuple[Line, int], Scored]) -> dict[tuple[Line, int], Resampled]:
+    """Return how to resample the runs that can be resampled together: those on the test set that most of them answered."""
+    sets: dict[bytes, dict[tuple[Line, int], Resampled]] = defaultdict(dict)
     for key, scored in runs.items():
         if scored.resampled is not None:
-            sets[scored.asked][key] = scored
+            sets[scored.asked][key] = scored.resampled
     return max(sets.values(), key=len, default={})

@@ -8,7 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -16,9 +16,9 @@ from attempt_ray.errors import ConfigError, DataError
 from attempt_ray.reporting import checks
 from attempt_ray.reporting.examples import Answered, read_examples
 from attempt_ray.reporting.runs import Run, read_run
-from attempt_ray.reporting.study.bootstrap import Scored
+from attempt_ray.reporting.study.bootstrap import Scored, Scores
+from attempt_ray.reporting.study.lines import Line, line_order
 from attempt_ray.reporting.study.resampling import resampled
-from attempt_ray.reporting.tables import method_name, method_order
 from attempt_ray.tasks import TARGET_TASKS, all_tasks
 
 FILE = "study.json"
@@ -72,72 +72,7 @@ class StudyFile(_Record):
     cells: tuple[Cell, ...]
 
 
-@dataclass(frozen=True, order=True)
-class Line:
-    """What is repeated over tasks and seeds."""
-
-    row: str
-    ablation: str | None = None
-    backbone: str = ""
-
-    @property
-    def label(self) -> str:
-        """The line's name where backbones are not told apart."""
-        return f"{self.row}/{self.ablation}" if self.ablation else self.row
-
-    @property
-    def name(self) -> str:
-        """How the line is printed."""
-        return (
-            f"{method_name(self.row)}: {ablation_name(self.ablation)}"
-            if self.ablation
-            else method_name(self.row)
-        )
-
-
-_ABLATIONS = {
-    "no_target": "no target",
-    "no_attention": "no attention, 1/(t+1)",
-    "no_attention_sources": "no attention, 1/t",
-    "single_prompt": "single prompt",
-    "no_prior": "no prior transfer",
-    "frozen_attention": "G frozen",
-    "frozen_norm": "LayerNorm frozen",
-    "authors_pooling": "authors' pooling",
-    "init_vocab": "start from vocabulary",
-    "init_normal": "start from noise",
-    "one_rate": "one learning rate",
-}
-"""How ablations are printed, in the order of the table; others follow."""
-
-TEMPERATURE, WITHOUT = "temperature_", "without_"
-"""Beginnings of the ablations that are a sweep of the temperature, and that leave a source out."""
-
-
-def ablation_name(ablation: str) -> str:
-    """Return how an ablation is printed."""
-    if ablation.startswith(TEMPERATURE):
-        return f"temperature {ablation.removeprefix(TEMPERATURE)}"
-    if ablation.startswith(WITHOUT):
-        return f"without {ablation.removeprefix(WITHOUT)}"
-    return _ABLATIONS.get(ablation, ablation.replace("_", " "))
-
-
-def line_order(lines: Iterable[Line]) -> tuple[Line, ...]:
-    """Return lines without repetition: rows in the order of `METHODS`, each before its ablations."""
-    distinct = set(lines)
-    rows = method_order(line.row for line in distinct)
-    known = list(_ABLATIONS)
-
-    def key(line: Line) -> tuple[Any, ...]:
-        ablation = line.ablation or ""
-        place = known.index(ablation) if ablation in known else len(known)
-        return rows.index(line.row), bool(ablation), place, ablation, line.backbone
-
-    return tuple(sorted(distinct, key=key))
-
-
-Scores = Mapping[Line, Mapping[str, Mapping[int, Run]]]
+Runs = Mapping[Line, Mapping[str, Mapping[int, Run]]]
 """Finished runs by line, task and seed."""
 
 
@@ -155,7 +90,7 @@ class Study:
 
     name: str
     cells: tuple[Cell, ...]
-    runs: Scores
+    runs: Runs
     missing: tuple[Missing, ...]
     backbone: str
     """The backbone of the tables: the config's, or the one that most cells are for."""
@@ -248,7 +183,8 @@ def join(file: StudyFile, root: Path) -> Study:
         for task in cell.tasks:
             found[cell.line][task][cell.seed] = run
     counts = Counter(cell.backbone for cell in file.cells)
-    configured = file.config.backbone.name
+    # Cells have short names, the last part of a hub id or path.
+    configured = file.config.backbone.name.rstrip("/").rsplit("/", 1)[-1]
     return Study(
         name=file.name,
         cells=file.cells,
@@ -269,7 +205,7 @@ def _read(directory: Path) -> Run | DataError:
     return run
 
 
-def scored(study: Study) -> tuple[Mapping[Line, Mapping[str, Mapping[int, Scored]]], tuple[str, ...]]:
+def scored(study: Study) -> tuple[Scores, tuple[str, ...]]:
     """Return every score with what resampling it needs, and why some cannot be resampled.
 
     Answers are read run by run and let go, so that a large study fits in memory.

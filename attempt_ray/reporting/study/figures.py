@@ -24,8 +24,9 @@ from attempt_ray.reporting.drawing import (
 from attempt_ray.reporting.parameters import ParameterTable, backbone_shape
 from attempt_ray.reporting.study.ablations import SweepPoint
 from attempt_ray.reporting.study.bootstrap import Bootstrap, Estimate
-from attempt_ray.reporting.study.cells import Line, Study
+from attempt_ray.reporting.study.cells import Study
 from attempt_ray.reporting.study.leave_one_out import LeaveOneOut
+from attempt_ray.reporting.study.lines import Line
 from attempt_ray.reporting.study.ordering import Ordering
 from attempt_ray.reporting.study.paper import task_name
 from attempt_ray.reporting.tables import method_name
@@ -51,6 +52,10 @@ _ROWS = {
     "MPT-MT": "mpt_mt",
 }
 """Our row of each method of the parameter table."""
+_BESIDE = 1.02
+"""Points of one backbone stand beside each other, each that much to the right of the one before, so that bars are seen."""
+_EQUAL = 1.1
+"""Values up to so many times the smallest of them are named together."""
 _APART = 0.035
 """Least distance of two labels beside the last points, as a share of the axis."""
 
@@ -104,12 +109,17 @@ def parameters(table: ParameterTable) -> Picture:
 
 
 def _label_ends(axes: Axes, ends: Sequence[tuple[float, str, str]], *, x: float) -> None:
-    """Write each line's name beside its last point, names of near points moved apart; the axes are logarithmic."""
+    """Write each line's name beside its last point; almost equal ones share a place, near ones are moved apart.
+
+    The axes are logarithmic.
+    """
     low, high = (math.log10(limit) for limit in axes.get_ylim())
     apart = _APART * (high - low)
     together: dict[float, list[tuple[str, str]]] = {}
+    first = 0.0
     for value, name, colour in sorted(ends):
-        together.setdefault(value, []).append((name, colour))
+        first = first if value < _EQUAL * first else value
+        together.setdefault(first, []).append((name, colour))
     places: list[float] = []
     for value in together:
         place = math.log10(value)
@@ -122,7 +132,7 @@ def _label_ends(axes: Axes, ends: Sequence[tuple[float, str, str]], *, x: float)
             textcoords="offset points",
             va="center",
             fontsize=8.5,
-            color=names[0][1],
+            color=names[0][1] if len(names) == 1 else GREY,
             annotation_clip=False,
         )
 
@@ -138,9 +148,10 @@ def scaling(study: Study, bootstrap: Bootstrap) -> Picture | None:
     figure = new_figure(8.0, 5.0)
     axes = figure.subplots()
     rows = dict.fromkeys(line.row for name in sizes for line in study.lines(backbone=name))
-    for row, points in scaling_points(study, bootstrap).items():
+    drawn = scaling_points(study, bootstrap)
+    for place, (row, points) in enumerate(drawn.items()):
         colour, marker, line = style_of(row, rows)
-        x = [sizes[name] for name, _ in points]
+        x = [sizes[name] * _BESIDE ** (place - len(drawn) / 2) for name, _ in points]
         means = [mean for _, mean in points]
         axes.errorbar(
             x,
@@ -288,7 +299,7 @@ def attention(rows: Sequence[TargetWeights], *, label: str) -> Picture | None:
     write_title(
         figure,
         f"What attends to what: {method_name(label)} (Figure 5)",
-        f"weights of the kept state over test instances (n in brackets), then the mean of {' to '.join(map(str, seeds[:1] + seeds[-1:] if len(seeds) > 1 else seeds))} seeds; "
+        f"weights of the kept state over test instances (n in brackets), then the mean of {_count(seeds)}; "
         "each row of the left map sums to 1",
     )
     return _picture(
@@ -302,13 +313,15 @@ def sweep(points: Sequence[SweepPoint], *, lines: Mapping[str, Estimate], level:
         return None
     figure = new_figure(7.0, 4.0)
     axes = figure.subplots()
-    estimates = [point.mean for point in points]
+    colour = style_of("attempt", ())[0]
+    numbers = [place for place, point in enumerate(points) if point.number is not None]
+    axes.plot(numbers, [points[place].mean.value for place in numbers], "-", color=colour, lw=1.5)
     axes.errorbar(
         range(len(points)),
-        [mean.value for mean in estimates],
-        yerr=_bars(estimates),
-        fmt="o-",
-        color=style_of("attempt", ())[0],
+        [point.mean.value for point in points],
+        yerr=_bars([point.mean for point in points]),
+        fmt="o",
+        color=colour,
         ms=7,
         mec="white",
         mew=0.6,
@@ -368,15 +381,16 @@ def leave_one_out(found: LeaveOneOut, *, level: float) -> Picture | None:
         axes.margins(x=0.12)
         axes.tick_params(labelsize=8)
         axes.locator_params(axis="x", nbins=4)
+        if number + columns >= len(found.tasks):
+            axes.set_xlabel("mean attention weight", fontsize=8)
         _grid(axes)
-    figure.supxlabel("mean attention weight of the source", fontsize=9)
     figure.supylabel("points lost without it", fontsize=9)
     write_title(
         figure,
         "Which source mattered, and what was attended to",
         f"bars: {level:.0%} interval of the drop; \u03c1: Spearman's rank correlation; all pairs together: {found.correlation()}",
     )
-    handles = {}
+    handles: dict[str, Any] = {}
     for axes in panels.flat:
         handles |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
     figure.legend(
@@ -391,6 +405,12 @@ def leave_one_out(found: LeaveOneOut, *, level: float) -> Picture | None:
 
 
 _SOURCE_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#000000", "#56B4E9", "#8C6D31")
+
+
+def _count(seeds: Sequence[int]) -> str:
+    """Return numbers of seeds in words, `seeds` ascending."""
+    ends = seeds if len(seeds) == 1 else (seeds[0], seeds[-1])
+    return f"{' to '.join(map(str, ends))} {'seed' if ends[-1] == 1 else 'seeds'}"
 
 
 def _bars(estimates: Sequence[Estimate]) -> Any:

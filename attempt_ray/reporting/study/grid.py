@@ -117,13 +117,20 @@ _LATEX = {
     "\u2264": r"$\leq$",
     "\u03c1": r"$\rho$",
     "\u2020": r"\dag{}",
+    "\u2013": "--",
+    "\u2014": "---",
+    "\u2018": "`",
+    "\u2019": "'",
+    "\u201c": "``",
+    "\u201d": "''",
+    "\u2026": r"\ldots{}",
 }
-_SPECIAL = re.compile("|".join(re.escape(sign) for sign in _LATEX))
+_SPECIAL = re.compile("|".join([*map(re.escape, _LATEX), r"[^\x00-\xff]"]))
 
 
 def latex(text: str) -> str:
-    """Return text with what LaTeX takes for commands spelled out, and our signs as mathematics."""
-    return _SPECIAL.sub(lambda match: _LATEX[match.group()], text)
+    """Return text with what LaTeX takes for commands spelled out, our signs as mathematics, and `?` for what it has no letter of."""
+    return _SPECIAL.sub(lambda match: _LATEX.get(match.group(), "?"), text)
 
 
 def as_html(grid: Grid) -> str:

@@ -8,9 +8,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from attempt_ray.errors import DataError
-from attempt_ray.reporting.examples import Answered, read_examples
-from attempt_ray.reporting.study.cells import Line, Study
+from attempt_ray.reporting.examples import read_examples
+from attempt_ray.reporting.runs import Run
+from attempt_ray.reporting.study.cells import Study
 from attempt_ray.reporting.study.grid import Grid, row
+from attempt_ray.reporting.study.lines import Line
 from attempt_ray.reporting.study.paper import task_name
 
 _EACH = 2
@@ -69,13 +71,13 @@ def instances(study: Study) -> tuple[Instances, ...]:
     return tuple(found)
 
 
-def _of(run: Any, task: str) -> list[Instance]:
+def _of(run: Run, task: str) -> list[Instance]:
     mixed = (run.report.attention or {}).get(task)
-    try:
-        answered: Answered | None = read_examples(run)[task] if mixed else None
-    except DataError:
+    if mixed is None:
         return []
-    if answered is None or answered.weights is None:
+    try:
+        answered = read_examples(run)[task]
+    except DataError:
         return []
     return [
         Instance(
@@ -86,7 +88,7 @@ def _of(run: Any, task: str) -> list[Instance]:
             weights=dict(zip(mixed.candidates, weights, strict=True)),
             entropy_nats=-sum(weight * math.log(weight) for weight in weights if weight > 0),
         )
-        for number, weights in enumerate(answered.weights)
+        for number, weights in enumerate(answered.weights or ())
     ]
 
 

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from attempt_ray.reporting.study.bootstrap import Bootstrap, Estimate
-from attempt_ray.reporting.study.cells import WITHOUT, Line, Study
+from attempt_ray.reporting.study.cells import Study
 from attempt_ray.reporting.study.grid import Grid, row
+from attempt_ray.reporting.study.lines import WITHOUT, Line
 from attempt_ray.reporting.study.paper import task_name
 from attempt_ray.reporting.study.tables import NOTHING, entry
 
@@ -105,23 +106,29 @@ def leave_one_out(study: Study, bootstrap: Bootstrap) -> LeaveOneOut:
                 lines[task].append(line)
     whole = Line(row="attempt", backbone=study.backbone)
     for task in study.tasks():
+        removed = []
         for line in lines[task]:
+            source = (line.ablation or "").removeprefix(WITHOUT)
             drop = bootstrap.difference(whole, line, [task])
-            weight = _weight(study, whole, task, (line.ablation or "").removeprefix(WITHOUT), drop)
-            if drop is not None and weight is not None:
-                source = (line.ablation or "").removeprefix(WITHOUT)
-                found.append(Removal(task=task, source=source, drop=drop, weight=weight))
+            weights = _weights(study, whole, task, drop)
+            if drop is not None and source in weights:
+                place = list(weights).index(source)
+                removed.append((place, Removal(task=task, source=source, drop=drop, weight=weights[source])))
+        found += [removal for _, removal in sorted(removed, key=lambda each: each[0])]
     return LeaveOneOut(removals=tuple(found))
 
 
-def _weight(study: Study, whole: Line, task: str, source: str, drop: Estimate | None) -> float | None:
-    weights = []
-    for seed in drop.seeds if drop else ():
-        mixed = (study.of(whole)[task][seed].report.attention or {}).get(task)
-        if mixed is None or source not in mixed.candidates:
-            return None
-        weights.append(mixed.mean[mixed.candidates.index(source)])
-    return statistics.fmean(weights) if weights else None
+def _weights(study: Study, whole: Line, task: str, drop: Estimate | None) -> dict[str, float]:
+    """Return the whole mixture's mean weights over the seeds of a drop, by candidate; none where a run has none."""
+    mixed = [
+        (study.of(whole)[task][seed].report.attention or {}).get(task)
+        for seed in (drop.seeds if drop else ())
+    ]
+    each = [dict(zip(one.candidates, one.mean, strict=True)) for one in mixed if one is not None]
+    if not each or len(each) < len(mixed):
+        return {}
+    names = [name for name in each[0] if all(name in one for one in each)]
+    return {name: statistics.fmean(one[name] for one in each) for name in names}
 
 
 def grid(found: LeaveOneOut, *, level: float) -> Grid | None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-from attempt_ray.reporting.study.bootstrap import Bootstrap, Scored
-from attempt_ray.reporting.study.cells import Line, Study, run_warnings
+from attempt_ray.reporting.study.bootstrap import Bootstrap, Scores
+from attempt_ray.reporting.study.cells import Study, run_warnings
 from attempt_ray.reporting.study.grid import Grid, row
+from attempt_ray.reporting.study.lines import Line
 from attempt_ray.reporting.study.tables import common
 
 _SAME = 1e-9
@@ -18,7 +19,7 @@ def warnings(
     study: Study,
     bootstrap: Bootstrap,
     *,
-    scores: Mapping[Line, Mapping[str, Mapping[int, Scored]]],
+    scores: Scores,
     notes: Sequence[str],
     references: Sequence[Line],
 ) -> tuple[str, ...]:
@@ -52,7 +53,7 @@ def _unfinished(study: Study) -> list[str]:
     ]
 
 
-def _like_a_constant(study: Study, scores: Mapping[Line, Mapping[str, Mapping[int, Scored]]]) -> list[str]:
+def _like_a_constant(study: Study, scores: Scores) -> list[str]:
     """Tell of scores that a constant answer has too, though the answers are not all the same."""
     found: dict[tuple[Line, str], list[int]] = defaultdict(list)
     for line, tasks in scores.items():

@@ -8,8 +8,9 @@ from typing import Any
 
 from attempt_ray.reporting.study.ablations import ablated
 from attempt_ray.reporting.study.bootstrap import Bootstrap, Estimate
-from attempt_ray.reporting.study.cells import Line, Study
+from attempt_ray.reporting.study.cells import Study
 from attempt_ray.reporting.study.grid import Grid, row
+from attempt_ray.reporting.study.lines import Line
 from attempt_ray.reporting.study.tables import common, entry, interval
 
 OURS = ("attempt", "attempt_mt")

@@ -89,7 +89,7 @@ def latex_page(title: str, blocks: Iterable[Block], *, pictures: str) -> str:
     for block in blocks:
         match block:
             case Heading(text):
-                parts.append(f"\\section*{{{latex(text)}}}")
+                parts.append(f"\\clearpage\n\\section*{{{latex(text)}}}")
             case Bullets(lines):
                 items = "\n".join(f"\\item {latex(line)}" for line in lines)
                 parts.append(f"\\begin{{itemize}}\n{items}\n\\end{{itemize}}")

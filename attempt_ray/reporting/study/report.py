@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from attempt_ray.bank.durable import storage_errors, write_durably
-from attempt_ray.reporting.attention import AttentionTable, attention_table
+from attempt_ray.reporting.attention import AttentionTable, TargetWeights, attention_table
 from attempt_ray.reporting.parameters import parameter_table
 from attempt_ray.reporting.runs import fetched
 from attempt_ray.reporting.study import ablations, figures, instances, leave_one_out, mind, ordering, tables
 from attempt_ray.reporting.study.bootstrap import LEVEL, RESAMPLES, Bootstrap
-from attempt_ray.reporting.study.cells import Line, Study, join, read_study_file, scored
+from attempt_ray.reporting.study.cells import Study, join, read_study_file, scored
 from attempt_ray.reporting.study.figures import Picture
 from attempt_ray.reporting.study.grid import Grid
+from attempt_ray.reporting.study.lines import Line
 from attempt_ray.reporting.study.pages import (
     Block,
     Bullets,
@@ -163,11 +164,19 @@ def _pictures(found: _Findings) -> dict[str, Picture]:
         figures.means(found.order, level=bootstrap.level),
         figures.parameters(parameter_table(None)),
         figures.scaling(study, bootstrap),
-        *(figures.attention(found.weights.of(label), label=label) for label in found.weights.labels),
+        *(
+            figures.attention(_in_order(study, found.weights.of(label)), label=label)
+            for label in found.weights.labels
+        ),
         figures.sweep(found.points, lines=compared, level=bootstrap.level),
         figures.leave_one_out(found.removals, level=bootstrap.level),
     ]
     return {picture.name: picture for picture in drawn if picture is not None}
+
+
+def _in_order(study: Study, rows: Sequence[TargetWeights]) -> list[TargetWeights]:
+    tasks = study.tasks()
+    return sorted(rows, key=lambda row: tasks.index(row.task))
 
 
 def _blocks(found: _Findings, pictures: dict[str, Picture]) -> list[Block]:

@@ -94,7 +94,7 @@ def _macro_f1(answers: Answers) -> Resampled:
     def compute(draws_BN: Array) -> Array:
         there_BC = draws_BN @ golds_NC + draws_BN @ found_NC
         f1_BC = _ratio(2 * draws_BN @ hit_NC, there_BC)
-        return 100.0 * f1_BC.sum(axis=1) / (there_BC > 0).sum(axis=1)
+        return np.asarray(100.0 * f1_BC.sum(axis=1) / (there_BC > 0).sum(axis=1))
 
     return compute
 
@@ -134,7 +134,7 @@ def _midranks(draws_BN: Array, values_N: Array) -> Array:
     distinct_U, place_N = np.unique(values_N, return_inverse=True)
     count_BU = draws_BN @ (place_N[:, None] == np.arange(len(distinct_U)))
     rank_BU = np.cumsum(count_BU, axis=1) - (count_BU - 1) / 2
-    return rank_BU[:, place_N]
+    return np.asarray(rank_BU[:, place_N])
 
 
 def _correlation(draws_BN: Array, x: Array, y: Array) -> Array:
@@ -153,4 +153,4 @@ def _correlation(draws_BN: Array, x: Array, y: Array) -> Array:
 
 def _ratio(above: Array, below: Array) -> Array:
     """Return the quotient, 0 where there is nothing to divide by."""
-    return np.divide(above, below, out=np.zeros_like(below, dtype=float), where=below > 0)
+    return np.asarray(np.divide(above, below, out=np.zeros_like(below, dtype=float), where=below > 0))

@@ -5,6 +5,8 @@ import json
 
 import pytest
 
+from attempt_ray.reporting.examples import read_examples
+from attempt_ray.reporting.runs import read_run
 from attempt_ray.training.examples import MOST_CHARACTERS, example_lines
 from attempt_ray.training.ingredients import gather
 from attempt_ray.training.run import execute
@@ -35,6 +37,16 @@ def test_a_mixture_leaves_answers_with_weights_whose_mean_the_report_tells(make_
     )
     data = (result.directory / "examples.jsonl").read_bytes()
     assert report["examples_sha256"] == hashlib.sha256(data).hexdigest()
+
+
+def test_reporting_reads_what_training_writes(make_config):
+    result = execute(make_config(tasks=["rte", "squad"]))
+    answered = read_examples(read_run(result.directory))
+    lines = lines_of(result)
+    assert [answer for task in answered.values() for answer in task.answers] == [
+        line["answer"] for line in lines
+    ]
+    assert answered["squad"].weights[-1] == tuple(lines[-1]["weights"])
 
 
 def test_without_a_mixture_there_are_no_weights(make_config):

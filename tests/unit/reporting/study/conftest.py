@@ -100,14 +100,14 @@ class StudyMaker:
             "backbone": {"name": backbone, "weights_sha256": hashlib.sha256(backbone.encode()).hexdigest()},
             "trainable_parameters": 2_560,
             "parameters_per_task": 2_560 / len(tasks),
-            "train_rows": {task: 500 for task in tasks},
-            "data_sha256": {task: "cd" * 32 for task in tasks},
+            "train_rows": dict.fromkeys(tasks, 500),
+            "data_sha256": dict.fromkeys(tasks, "cd" * 32),
             "seconds": 60.0,
             "tokens": 100_000,
             "scores": scores,
             "headline": {task: TASKS[task].metrics[0] for task in tasks},
             "attention": attention or None,
-            "constant_prediction": {task: constant for task in tasks},
+            "constant_prediction": dict.fromkeys(tasks, constant),
             **report,
         }
         if examples:
@@ -168,10 +168,13 @@ class StudyMaker:
         return lines, metrics, drawn
 
 
+@pytest.fixture(scope="session")
+def make_study() -> Callable[[Path], StudyMaker]:
+    """Return a function from a directory to an empty study below it."""
+    return StudyMaker
+
+
 @pytest.fixture
 def study(tmp_path: Path) -> StudyMaker:
     """An empty study."""
     return StudyMaker(tmp_path)
-
-
-MakeStudy = Callable[[], StudyMaker]
