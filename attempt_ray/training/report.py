@@ -31,7 +31,8 @@ def run_label(config: Config) -> str:
         return config.job
     label, prompt = config.method, config.prompt
     if label == "prompt_tuning" and prompt.init == "prompt":
-        label = "spot_generic" if prompt.init_from[0].startswith("source/shared-") else "spot"
+        shared = any(reference.startswith("source/shared-") for reference in prompt.init_from)
+        label = "spot_generic" if shared else "spot"
     elif label == "prompt_tuning" and prompt.init == "average":
         label = "spot_targeted" if prompt.init_weights else "spot_similar"
     return f"{label}_mt" if len(config.tasks) > 1 else label
