@@ -12,7 +12,7 @@ RUN python -m venv /opt/attempt
 ENV PATH=/opt/attempt/bin:$PATH
 WORKDIR /build
 COPY requirements ./requirements
-RUN pip install --require-hashes --requirement requirements/lock.txt \
+RUN pip install --require-hashes --no-deps --requirement requirements/lock.txt \
  && pip install --index-url ${TORCH_INDEX} ${TORCH}
 COPY pyproject.toml README.md LICENSE ./
 COPY attempt_ray ./attempt_ray

@@ -29,7 +29,8 @@ help:
 
 install: $(STAMP)
 
-# The lock decides: the stamp is older than it exactly when something has to be installed. Pip compiles on one core.
+# The lock decides: the stamp is older than it exactly when something has to be installed. It is whole but for torch, so pip
+# looks for nothing else. Pip compiles on one core.
 $(STAMP): requirements/lock.txt pyproject.toml
 	@if [ ! -x $(BIN)/python ]; then \
 	  for python in $(PYTHON); do \
@@ -42,7 +43,7 @@ $(STAMP): requirements/lock.txt pyproject.toml
 	fi
 	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
 	  { echo ".venv is not Python 3.11; remove it (rm -r .venv) and run make again" >&2; exit 1; }
-	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --require-hashes --requirement requirements/lock.txt
+	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --require-hashes --no-deps --requirement requirements/lock.txt
 	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check $(TORCH)
 	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@$(BIN)/python -m compileall -q -j 0 .venv/lib >/dev/null || true
@@ -84,7 +85,7 @@ check: $(STAMP)
 
 lock:
 	@command -v $(UV) >/dev/null || { echo "make lock needs uv: pip install uv, or name it: make lock UV=/path/to/uv" >&2; exit 1; }
-	$(UV) pip compile --quiet --upgrade --python-version 3.11 --generate-hashes --no-emit-package torch \
+	$(UV) pip compile --quiet --upgrade --python-version 3.11 --generate-hashes --override requirements/apart.in \
 	  requirements/dev.in --output-file requirements/lock.txt
 
 clean:

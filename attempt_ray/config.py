@@ -11,15 +11,75 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from attempt_ray.errors import ConfigError, unknown_name
 
 PRESETS = Path(__file__).parent / "presets"
+
+Job = Literal["source", "prior", "target"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodFacts:
+    """What others have to know of a method; how it learns is in `attempt_ray/model/methods`."""
+
+    backbone: Literal["frozen", "extended", "trained"]
+    """`frozen`: runs share it. `extended`: it gets parts that train, so a run has one of its own. `trained`: all of its
+    weights move."""
+    sections: tuple[str, ...] = ()
+    """Sections of the config that it reads, of those that not every method does."""
+    rates: tuple[str, ...] = ()
+    """Learning rates of `training` that it reads, such as `prompt` for `prompt_learning_rate`."""
+    served: bool = False
+    """What it learns is a prompt of the bank, which a deployment can answer with."""
+    jobs: tuple[Job, ...] = ("target",)
+    """What it can be trained for."""
+
+    @property
+    def prompted(self) -> bool:
+        """Whether inputs open with a soft prompt."""
+        return self.backbone == "frozen"
+
+
+METHODS: Mapping[str, MethodFacts] = {
+    "finetune": MethodFacts(backbone="trained", rates=("backbone",)),
+    "adapter": MethodFacts(backbone="extended", sections=("adapter",)),
+    "bitfit": MethodFacts(backbone="extended", sections=("bitfit",)),
+    "lora": MethodFacts(backbone="extended", sections=("lora",)),
+    "prompt_tuning": MethodFacts(
+        backbone="frozen", sections=("prompt",), rates=("prompt",), served=True, jobs=("source", "target")
+    ),
+    "attempt": MethodFacts(
+        backbone="frozen",
+        sections=("prompt", "attention"),
+        rates=("prompt", "attention"),
+        served=True,
+        jobs=("prior", "target"),
+    ),
+    "mpt": MethodFacts(
+        backbone="frozen",
+        sections=("prompt", "mpt"),
+        rates=("prompt",),
+        served=True,
+        jobs=("source", "target"),
+    ),
+    "dept": MethodFacts(backbone="frozen", sections=("prompt", "dept"), rates=("prompt",)),
+}
+"""Every method by name; `attempt_ray.model.methods.BUILDERS` has who builds it."""
 
 TaskGroup = Literal["GLUE", "SuperGLUE", "MultiRC", "MRQA", "Others", "sources", "user"]
 
@@ -100,6 +160,8 @@ class PromptConfig(Section):
 
     length: int = Field(default=100, ge=1)
     """Prompt positions m (paper: 100)."""
+    shared: bool = False
+    """Prompt tuning: one prompt for all tasks of a run, as the paper's SPoT-MT has it, not one for each."""
     init: Literal["vocab", "text", "labels", "prompt", "average", "normal"] = "vocab"
     """Initialiser: rows of the pretrained embedding matrix sampled from its top ids (paper), the embedded `init_text`,
     embedded label words, a prompt of the bank, a weighted average of such prompts, or N(0, init_std)."""
@@ -156,6 +218,69 @@ class AttentionConfig(Section):
         return self
 
 
+class AdapterConfig(Section):
+    """Adapters (Houlsby et al. 2019) as the authors of the paper place them: after self-attention and feed-forward."""
+
+    reduction: int = Field(default=32, ge=1)
+    """Bottleneck is the model width over this (authors' config: 32)."""
+    learning_rate: float = Field(default=3e-4, gt=0)
+    """Peak learning rate of adapters and norm gains (authors' config: 3e-4)."""
+
+
+class BitFitConfig(Section):
+    """Biases alone (Ben Zaken et al. 2022)."""
+
+    learning_rate: float = Field(default=3e-4, gt=0)
+    """Peak learning rate (authors' config: 3e-4)."""
+
+
+class LoraConfig(Section):
+    """Low-rank updates of the query and value matrices (Hu et al. 2022), through PEFT."""
+
+    rank: int = Field(default=8, ge=1)
+    """Rank r (Hu et al., appendix, RoBERTa base; PEFT's default). 884,736 numbers on T5-base; the 3.8M that later papers
+    print are those of a rank of about 35."""
+    alpha: float = Field(default=8.0, gt=0)
+    """Updates are scaled by alpha / r (Hu et al., appendix, RoBERTa base; PEFT's default)."""
+    learning_rate: float = Field(default=5e-4, gt=0)
+    """Peak learning rate (Hu et al., appendix, RoBERTa base: 4e-4 to 5e-4)."""
+
+
+class MptConfig(Section):
+    """Multitask prompt tuning (Wang et al. 2023, arXiv 2303.02861): a shared prompt times a rank-1 matrix per task.
+
+    The paper could not be read here again; its numbers are given as remembered.
+    """
+
+    source: str | None = None
+    """Bank reference of a source stage to start from, such as `source/mpt-mnli-squad`; None starts afresh: the shared
+    prompt as `prompt.init` says, the tasks' parts at 1."""
+    task_learning_rate: float = Field(default=0.4, gt=0)
+    """Peak learning rate of the tasks' parts; the shared prompt has `training.prompt_learning_rate` (paper: 0.4 and 0.3)."""
+    distill: float = Field(default=0.9, ge=0)
+    """Weight lambda of distillation in the source stage (paper: 0.9): the bank's prompt of each source task teaches, by
+    the distance of label distributions and of hidden states. 0 leaves the teachers alone."""
+
+
+class DeptConfig(Section):
+    """Decomposed prompt tuning (Shi and Lipani 2024, arXiv 2309.05173): a short prompt, a low-rank update of the input.
+
+    The defaults train 76,800 numbers on T5-base, as many as a prompt of 100 positions has.
+    """
+
+    length: int = Field(default=40, ge=1)
+    """Prompt positions m, in place of `prompt.length` (authors' scripts: 40)."""
+    rank: int = Field(default=45, ge=1)
+    """Rank r of the update (authors' scripts: 45)."""
+    positions: int = Field(default=256, ge=1)
+    """Input positions s that are updated; later ones are left as they are (authors' scripts: 256)."""
+    alpha: float = Field(default=8.0, gt=0)
+    """The update is scaled by alpha / sqrt(r) (authors' code: 8)."""
+    update_learning_rate: float = Field(default=5e-3, gt=0)
+    """Peak learning rate of the update; the prompt has `training.prompt_learning_rate` (authors' scripts search 5e-4, 5e-3
+    and 0.3; their released runs have 1e-4)."""
+
+
 class TrainingConfig(Section):
     """The optimizer, its budget and what is kept."""
 
@@ -209,16 +334,29 @@ class EvaluationConfig(Section):
 
 
 class StudyConfig(Section):
-    """What `run_pipeline` and `report` lay side by side."""
+    """What `run_pipeline`, `run_study` and `report` lay side by side."""
 
+    name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$")
+    """Name of the study's directory; None is made of the digest of all that decides it."""
+    directory: str = "studies"
+    """Local directory of study directories, with study.json and report."""
     targets: tuple[str, ...] = ("wnli", "stsb", "mrpc", "rte")
     """Target tasks."""
     groups: tuple[tuple[str, ...], ...] = ()
     """Target tasks trained together by the multi-task methods; empty is one group of all targets."""
     methods: tuple[str, ...] = ("prompt_tuning", "spot", "attempt", "attempt_mt")
-    """Rows of the table: finetune, prompt_tuning, spot (source in `parents`), spot_similar, attempt, attempt_mt."""
+    """Rows of the table, by the names that `attempt study rows` lists; those that end in `_mt` have one run per group."""
     seeds: tuple[int, ...] = (42,)
     """Seeds of every run (paper: 42 alone)."""
+    ablations: tuple[str, ...] = ()
+    """Changes of the row `attempt`, by the names that `attempt study rows` lists; `attempt_mt/<name>` changes that row."""
+    ablation_targets: tuple[str, ...] = ()
+    """Targets of the ablations, a group being taken for any of its tasks; empty is all targets."""
+    leave_one_out: bool | tuple[str, ...] = False
+    """Targets, or `true` for all, whose `attempt` row is trained again without each source in turn."""
+    backbones: tuple[str, ...] = ()
+    """The study is done on each: a preset or YAML file laid over it (its `study` left out), or a name as for
+    `backbone.name`. Several have a bank each, below `bank`. Empty is `backbone` alone."""
     parents: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     """True source tasks of a target, where they are known; SPoT starts from the first one."""
     source_steps: int | None = Field(default=None, ge=1)
@@ -229,6 +367,12 @@ class StudyConfig(Section):
     """Optimizer steps of each attention prior; 0 steps is written as `prior: false`."""
     prior: bool = True
     """Pre-train G on the source tasks (paper section 3.3) and start targets from it."""
+    generic_steps: int | None = Field(default=None, ge=1)
+    """Optimizer steps of SPoT's generic prompt, trained on all sources at once; None takes `source_steps`."""
+    shared_steps: int | None = Field(default=None, ge=1)
+    """Optimizer steps of MPT's shared prompt, distilled from the sources; None takes `source_steps`."""
+    similar_top_k: int = Field(default=3, ge=1)
+    """Source prompts whose average, weighted by similarity, starts `spot_targeted` (the paper does not give its k)."""
     prior_groups: dict[str, tuple[str, ...]] = Field(
         default_factory=lambda: {"text": ("mnli", "sst2", "qnli", "qqp"), "qa": ("squad", "record")}
     )
@@ -440,10 +584,11 @@ class HttpConfig(Section):
 class Config(Section):
     """Everything a job needs. A run is the part of it that decides its result (see `digest`)."""
 
-    job: Literal["source", "prior", "target"] = "target"
+    job: Job = "target"
     """What the run learns: a source prompt, the attention prior, or target prompts."""
-    method: Literal["finetune", "prompt_tuning", "attempt"] = "attempt"
-    """How: full fine-tuning, a soft prompt alone (SPoT: one that starts from a source), or the mixture."""
+    method: str = "attempt"
+    """How: `finetune`, `adapter`, `bitfit` and `lora` change the backbone; `prompt_tuning` (SPoT: one that starts from a
+    source), `attempt` (the mixture), `mpt` and `dept` leave it frozen. See `METHODS`."""
     tasks: tuple[str, ...] = ()
     """Tasks trained in the run; several share one G in mixed batches."""
     seed: int = 42
@@ -460,6 +605,11 @@ class Config(Section):
     data: DataConfig = DataConfig()
     prompt: PromptConfig = PromptConfig()
     attention: AttentionConfig = AttentionConfig()
+    adapter: AdapterConfig = AdapterConfig()
+    bitfit: BitFitConfig = BitFitConfig()
+    lora: LoraConfig = LoraConfig()
+    mpt: MptConfig = MptConfig()
+    dept: DeptConfig = DeptConfig()
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     study: StudyConfig = StudyConfig()
@@ -467,6 +617,13 @@ class Config(Section):
     search: SearchConfig = SearchConfig()
     serving: ServingConfig = ServingConfig()
     http: HttpConfig = HttpConfig()
+
+    @field_validator("method")
+    @classmethod
+    def _known(cls, method: str) -> str:
+        if method not in METHODS:
+            raise ValueError(unknown_name("method", method, METHODS))
+        return method
 
     @model_validator(mode="after")
     def _check_places(self) -> Config:
@@ -493,7 +650,33 @@ class Config(Section):
             raise ValueError(
                 "attention.target 'none' has no target to weigh; set attention.weights=uniform_sources"
             )
+        if self.prompt.shared and self.method != "prompt_tuning":
+            raise ValueError(
+                f"prompt.shared got method '{self.method}'; it is for method 'prompt_tuning' alone; set prompt.shared=false"
+            )
         return self
+
+    @property
+    def facts(self) -> MethodFacts:
+        """What is to be known of the method."""
+        return METHODS[self.method]
+
+    @property
+    def prompt_length(self) -> int:
+        """Positions of the soft prompt that inputs open with; 0 where there is none."""
+        if not self.facts.prompted:
+            return 0
+        return self.dept.length if self.method == "dept" else self.prompt.length
+
+    @property
+    def source_name(self) -> str:
+        """Name in the bank of the source prompt that a run of `job: source` makes: its task, or what is shared by all.
+
+        That is `mpt-` or `shared-` (`prompt.shared`) and the tasks, so that no task's own prompt has that name.
+        """
+        if self.method == "mpt":
+            return joined(("mpt", *self.tasks))
+        return joined(("shared", *self.tasks)) if self.prompt.shared else joined(self.tasks)
 
     def updated(self, **changes: Any) -> Config:
         """Return a copy with `changes` laid over it; a section takes a mapping of the keys to change.
@@ -506,9 +689,9 @@ class Config(Section):
     def common(self) -> dict[str, Any] | None:
         """Return the knobs that runs must agree on to take steps in one forward pass; None for one that must be alone.
 
-        Full fine-tuning moves the backbone, which no other run can share.
+        A method that changes the backbone has one of its own.
         """
-        if self.method == "finetune":
+        if self.facts.backbone != "frozen":
             return None
         return {
             "backbone": self.backbone,
@@ -521,7 +704,7 @@ class Config(Section):
         """Return the 12 hex digits that name the run: equal digests compute equal results.
 
         Places and conveniences (`bank`, `runs`, `cluster`, `study`, `search`, `serving`, `http`, cache, recomputation, checkpoint interval,
-        event files, evaluation batch) do not enter.
+        event files, evaluation batch) do not enter, nor do the sections of other methods (`METHOD_SECTIONS`).
 
         Args:
             **facts: Content hashes that the config only points at: data, backbone, prompts read from the bank.
@@ -529,6 +712,9 @@ class Config(Section):
         dump = self.model_dump(
             mode="json", exclude={"bank", "runs", "cluster", "study", "search", "serving", "http"}
         )
+        for section in METHOD_SECTIONS:
+            if section not in self.facts.sections:
+                dump.pop(section)
         for section, keys in _CONVENIENCES.items():
             for key in keys:
                 dump[section].pop(key)
@@ -641,12 +827,26 @@ class PretrainConfig(Section):
         return self
 
 
+METHOD_SECTIONS = ("adapter", "bitfit", "lora", "mpt", "dept")
+"""Sections that one method alone reads."""
+
 _CONVENIENCES = {
     "backbone": ("recompute",),
     "data": ("cache_dir",),
     "training": ("checkpoint_steps", "tensorboard"),
     "evaluation": ("batch_rows", "batch_tokens"),
 }
+
+
+_MAX_JOINED_CHARACTERS = 60
+
+
+def joined(tasks: tuple[str, ...]) -> str:
+    """Return a name for tasks that were trained together, short enough for a directory and the bank."""
+    text = "-".join(tasks)
+    if len(text) <= _MAX_JOINED_CHARACTERS:
+        return text
+    return f"{text[:45].rstrip('-._')}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 def parse(layers: Iterable[Mapping[str, Any]]) -> Config:
@@ -712,11 +912,19 @@ def load_pretrain(paths: Iterable[Path], settings: Iterable[str] = ()) -> Pretra
 def load_layers(paths: Iterable[Path], settings: Iterable[str] = ()) -> list[Mapping[str, Any]]:
     """Return what YAML files and `section.key=value` settings hold, for `parse`.
 
+    A file's key `extends` names presets or YAML files, one or several, that come before it.
+
     Raises:
-        ConfigError: A file is missing or not a YAML mapping, or a setting is malformed.
+        ConfigError: A file is missing or not a YAML mapping, extends itself, or a setting is malformed.
     """
+    return [*_file_layers(paths, ()), *(_setting(text) for text in settings)]
+
+
+def _file_layers(paths: Iterable[Path], extending: tuple[Path, ...]) -> list[Mapping[str, Any]]:
     layers: list[Mapping[str, Any]] = []
     for path in paths:
+        if path in extending:
+            raise ConfigError(f"{path} extends itself, through {extending[-1]}; take that out")
         try:
             content = yaml.safe_load(path.read_text(encoding="utf-8"))
         except OSError as error:
@@ -725,10 +933,15 @@ def load_layers(paths: Iterable[Path], settings: Iterable[str] = ()) -> list[Map
             ) from None
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
-        if not isinstance(content, Mapping):
+        if not isinstance(content, dict):
             raise ConfigError(f"{path} holds {type(content).__name__}; wanted a mapping of config keys")
-        layers.append(content)
-    layers.extend(_setting(text) for text in settings)
+        base = content.pop("extends", ())
+        names = [base] if isinstance(base, str) else base
+        if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+            raise ConfigError(
+                f"{path}: extends got {base!r}; wanted the name of a preset or YAML file, or a list"
+            )
+        layers += [*_file_layers(config_paths(names), (*extending, path)), content]
     return layers
 
 

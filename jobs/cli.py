@@ -46,6 +46,12 @@ tune_app = typer.Typer(
     **_SETTINGS,
 )
 app.add_typer(tune_app, name="tune")
+study_app = typer.Typer(
+    help="The paper's tables, ablations and figures: plan, run, watch and report a study.",
+    no_args_is_help=True,
+    **_SETTINGS,
+)
+app.add_typer(study_app, name="study")
 
 serve_app = typer.Typer(
     help="Answer requests over HTTP with prompts of the bank.",
@@ -99,6 +105,15 @@ StudyPlace = Annotated[
         metavar="PLACE",
     ),
 ]
+StudyDirectoryName = Annotated[str, typer.Argument(metavar="STUDY", help="Name of the study.")]
+StudiesPlace = Annotated[str, typer.Option("--directory", help="Directory of study directories.")]
+Tflops = Annotated[
+    float | None,
+    typer.Option("--tflops", help="TFLOP/s of useful work of one worker, for the estimate.", metavar="RATE"),
+]
+Memory = Annotated[
+    float | None, typer.Option("--memory", help="GB of a worker's device; on a GPU 24.", metavar="GB")
+]
 SearchesPlace = Annotated[str, typer.Option("--directory", help="Directory of search directories.")]
 Host = Annotated[str, typer.Option("--host", help="Address to listen on.")]
 Port = Annotated[int, typer.Option("--port", min=1, max=65535, help="Port to listen on.")]
@@ -137,9 +152,10 @@ def main() -> None:
 
 def run_job(name: str) -> None:
     """Run one job as `python -m jobs.NAME`: the same command under another name."""
-    group = typer.main.get_command(app)
-    command = group.commands[name]  # type: ignore[attr-defined]
-    module = "run_pipeline" if name == "pipeline" else name.replace("-", "_")
+    command = typer.main.get_command(app)
+    for part in name.split():
+        command = command.commands[part]  # type: ignore[attr-defined]
+    module = {"pipeline": "run_pipeline", "study run": "run_study"}.get(name, name.replace("-", "_"))
     _run(command, sys.argv[1:], prog=f"python -m jobs.{module}")
 
 
@@ -302,6 +318,83 @@ def pipeline(config: Configs = None, settings: Settings = None, no_ray: NoRay = 
     perform(call)
 
 
+@study_app.command("run")
+def study_run(
+    config: Configs = None,
+    settings: Settings = None,
+    no_ray: NoRay = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan alone.")] = False,
+    tflops: Tflops = None,
+    memory: Memory = None,
+) -> None:
+    """Do a study; the same command goes on with it. The preset study/embedded-quick without arguments."""
+
+    def call() -> Mapping[str, Any]:
+        from jobs import run_study as study
+
+        page = load_config(config or ["study/embedded-quick"], settings or [])
+        if dry_run:
+            return study.dry_run(page, tflops=tflops, memory_gb=memory)
+        return study.run_study(page, placement="here" if no_ray else "pool")
+
+    perform(call)
+
+
+@study_app.command("plan")
+def study_plan(
+    config: Configs = None, settings: Settings = None, tflops: Tflops = None, memory: Memory = None
+) -> None:
+    """Tell runs, steps, tokens, hours and memory of a study, without weights or rows."""
+
+    def call() -> Mapping[str, Any]:
+        from jobs.run_study import dry_run
+
+        page = load_config(config or ["study/embedded-quick"], settings or [])
+        return dry_run(page, tflops=tflops, memory_gb=memory)
+
+    perform(call)
+
+
+@study_app.command("status")
+def study_status(
+    name: StudyDirectoryName, directory: StudiesPlace = "studies", as_json: AsJson = False
+) -> None:
+    """Tell where a study stands, row by row, without touching it."""
+    with one_line_errors():
+        from jobs.run_study import status_lines
+        from jobs.study_state import standing
+
+        found = standing(Path(directory).expanduser() / name)
+        typer.echo(json.dumps(found.as_dict()) if as_json else "\n".join(status_lines(found)))
+
+
+@study_app.command("report")
+def study_report(
+    name: StudyDirectoryName,
+    directory: StudiesPlace = "studies",
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Another directory for the report.", metavar="DIRECTORY")
+    ] = None,
+) -> None:
+    """Write the tables and figures of what a study has done so far."""
+
+    def call() -> Mapping[str, Any]:
+        from jobs.run_study import report_study
+
+        return report_study(name, directory=directory, out=out)
+
+    perform(call)
+
+
+@study_app.command("rows")
+def study_rows(as_json: AsJson = False) -> None:
+    """List the rows and ablations that a study can have."""
+    with one_line_errors():
+        from jobs.run_study import row_lines
+
+        _table(["name", "kind", "what it is"], row_lines(), as_json=as_json)
+
+
 @tune_app.callback()
 def tune(
     context: typer.Context,
@@ -370,7 +463,7 @@ def submit(
     job: Annotated[
         str,
         typer.Argument(
-            help="train-sources, train-prior, train-target, pipeline, tune, evaluate or report.",
+            help="train-sources, train-prior, train-target, pipeline, study, tune, evaluate or report.",
             metavar="JOB",
         ),
     ],
@@ -390,9 +483,7 @@ def submit(
         list[str] | None,
         typer.Option("--env", help="A variable that the job gets; no secrets.", metavar="NAME[=VALUE]"),
     ] = None,
-    tflops: Annotated[
-        float | None, typer.Option("--tflops", help="TFLOP/s of useful work of one worker, for the estimate.")
-    ] = None,
+    tflops: Tflops = None,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Follow the job to its end.")] = True,
     again: Annotated[bool, typer.Option("--again", help="Even if the same work has succeeded.")] = False,
     dry_run: Annotated[

@@ -13,7 +13,7 @@ from typing import Any
 from attempt_ray.config import Config, parse
 from attempt_ray.errors import AttemptError, ConfigError, DataError
 from attempt_ray.orchestration.study import Job
-from attempt_ray.reporting.costs import step_memory, training_flops
+from attempt_ray.reporting.costs import StepMemory, step_memory, trained_memory, training_flops
 from attempt_ray.reporting.parameters import BackboneShape, backbone_shape
 from attempt_ray.reporting.runs import read_runs
 from attempt_ray.tasks import get_task
@@ -43,8 +43,6 @@ class Estimate:
     """Time of all steps on the workers asked for; scoring and start-up are not in it."""
     basis: str
     """What the time rests on, or why it is not told."""
-    notes: tuple[str, ...] = ()
-    """What else is left out."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return the estimate, JSON-able."""
@@ -66,13 +64,12 @@ class Estimate:
             f"  runs         {self.runs:,}, {steps}",
             f"  memory       {peak}",
             f"  time         {time}{self.basis}",
-            *(f"               {note}" for note in self.notes),
         ]
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Cost:
-    """One run."""
+class RunCost:
+    """What one run takes."""
 
     flops: float
     """Of a step."""
@@ -80,7 +77,7 @@ class _Cost:
     tokens: int
     """Of a step."""
     peak: int
-    """Bytes."""
+    """Bytes of memory, at the longest inputs."""
 
 
 def estimate(jobs: Sequence[Job], config: Config, *, workers: int, flops: float | None = None) -> Estimate:
@@ -99,10 +96,10 @@ def estimate(jobs: Sequence[Job], config: Config, *, workers: int, flops: float 
     try:
         # The trials of a search are the same runs over and over.
         by_run = {
-            identity: _cost(run) for identity, run in {id(run): run for run in configs.values()}.items()
+            identity: run_cost(run) for identity, run in {id(run): run for run in configs.values()}.items()
         }
         costs = {key: by_run[id(run)] for key, run in configs.items()}
-    except _UnknownShapeError as error:
+    except UnknownShapeError as error:
         return Estimate(
             runs=len(jobs),
             steps=_sum(run.training.steps for run in configs.values()),
@@ -113,9 +110,6 @@ def estimate(jobs: Sequence[Job], config: Config, *, workers: int, flops: float 
             basis=f"unknown: {error}",
         )
     steps = _sum(cost.steps for cost in costs.values())
-    notes = []
-    if any(run.method == "finetune" for run in configs.values()):
-        notes.append("full fine-tuning takes more than that: gradients and moments of all weights")
     total = seconds = None
     basis = "unknown: budgets in epochs need the rows; set training.steps and study.*_steps for an estimate"
     if steps is not None:
@@ -136,7 +130,6 @@ def estimate(jobs: Sequence[Job], config: Config, *, workers: int, flops: float 
         flops=total,
         seconds=seconds,
         basis=basis,
-        notes=tuple(notes),
     )
 
 
@@ -146,7 +139,7 @@ def _configs(jobs: Sequence[Job]) -> dict[str, Config]:
     return {job.key: job.config if isinstance(job.config, Config) else known[job.needs[-1]] for job in jobs}
 
 
-class _UnknownShapeError(Exception):
+class UnknownShapeError(Exception):
     """The backbone's shape cannot be told here."""
 
 
@@ -154,12 +147,17 @@ def _shape(name: str) -> BackboneShape:
     try:
         return backbone_shape(name)
     except ConfigError:
-        raise _UnknownShapeError(f"the shape of backbone '{name}' is not known here") from None
+        raise UnknownShapeError(f"the shape of backbone '{name}' is not known here") from None
 
 
-def _cost(config: Config) -> _Cost:
-    shape, data = _shape(config.backbone.name), config.data
-    prompt = 0 if config.method == "finetune" else config.prompt.length
+def run_cost(config: Config) -> RunCost:
+    """Return what a run takes, at its longest inputs.
+
+    Raises:
+        ConfigError: A task is unknown.
+        UnknownShapeError: The backbone's shape cannot be told here.
+    """
+    shape, data, prompt = _shape(config.backbone.name), config.data, config.prompt_length
     tasks = [get_task(name, data.user_tasks) for name in config.tasks]
     lengths = [(data.max_source_tokens or task.max_source_tokens) + prompt for task in tasks]
     if data.batch_tokens is None:
@@ -171,22 +169,44 @@ def _cost(config: Config) -> _Cost:
         for task, length, count in zip(tasks, lengths, each, strict=True)
         for _ in range(count)
     ]
-    small = config.backbone.dtype == "bfloat16" or (
-        config.backbone.dtype == "auto" and config.device != "cpu"
-    )
     tokens, targets = max(lengths), max(target for _, target in rows)
-    memory = step_memory(
+    # The gradient of all weights costs another forward pass.
+    work = training_flops(shape, rows) * (1.5 if config.facts.backbone == "trained" else 1.0)
+    read = sum(length for length, _ in rows)
+    memory = _memory(config, shape, rows=len(rows), tokens=tokens, targets=targets)
+    return RunCost(flops=work, steps=config.training.steps, tokens=read, peak=memory.peak)
+
+
+def _memory(config: Config, shape: BackboneShape, *, rows: int, tokens: int, targets: int) -> StepMemory:
+    kind = config.facts.backbone
+    small = config.backbone.dtype == "bfloat16" or (
+        config.backbone.dtype == "auto" and config.device != "cpu" and kind == "frozen"
+    )
+    weight_bytes = 2 if small else 4
+    if kind == "frozen":
+        return step_memory(
+            shape,
+            rows=_rows_at_once(config, rows=rows, tokens=tokens),
+            tokens=tokens,
+            targets=targets,
+            weight_bytes=weight_bytes,
+            recompute=config.backbone.recompute,
+            dropout=bool(shape.dropout if config.training.dropout is None else config.training.dropout),
+        )
+    trained = {
+        "finetune": shape.parameters(vocabulary=shape.vocabulary),
+        "adapter": shape.adapter,
+        "bitfit": shape.bitfit,
+        "lora": shape.lora(config.lora.rank),
+    }
+    return trained_memory(
         shape,
-        rows=_rows_at_once(config, rows=len(rows), tokens=tokens),
+        rows=rows,
         tokens=tokens,
         targets=targets,
-        weight_bytes=2 if small else 4,
-        recompute=config.backbone.recompute,
+        weight_bytes=weight_bytes,
+        trained=trained[config.method],
     )
-    # The gradient of the weights costs another forward pass.
-    work = training_flops(shape, rows) * (1.5 if config.method == "finetune" else 1.0)
-    read = sum(length for length, _ in rows)
-    return _Cost(flops=work, steps=config.training.steps, tokens=read, peak=memory.peak)
 
 
 def _rows_at_once(config: Config, *, rows: int, tokens: int) -> int:
@@ -227,9 +247,9 @@ def _measured(config: Config) -> list[float]:
                 config.device,
                 config.training.threads,
             )
-            if alike and page.method != "finetune" and run.report.steps and run.report.seconds > 0:
-                rates.append(_cost(page).flops * run.report.steps / run.report.seconds)
-        except (AttemptError, OSError, ValueError, _UnknownShapeError):
+            if alike and page.facts.backbone == "frozen" and run.report.steps and run.report.seconds > 0:
+                rates.append(run_cost(page).flops * run.report.steps / run.report.seconds)
+        except (AttemptError, OSError, ValueError, UnknownShapeError):
             continue
     return rates
 

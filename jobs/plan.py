@@ -1,7 +1,7 @@
-"""Which runs a study consists of: from one config to the runs behind every cell of its table.
+"""Which runs a table consists of: from one config to the runs behind every cell, and the runs that those start from.
 
-Pure functions of the config. A run that is asked for alone (`train_target`) and the same run inside `run_pipeline`
-have equal configs, hence equal digests and one directory.
+Pure functions of the config. A run that is asked for alone (`train_target`) and the same run inside `run_pipeline` or
+`run_study` have equal configs, hence equal digests and one directory.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from attempt_ray.config import AttentionConfig, Config, PromptConfig, TrainingConfig
+from attempt_ray.config import METHOD_SECTIONS, Config
 from attempt_ray.errors import ConfigError, unknown_name
 from attempt_ray.orchestration.study import Job, Results
 from attempt_ray.tasks import Task, all_tasks, get_task
@@ -20,13 +20,40 @@ from attempt_ray.tasks import Task, all_tasks, get_task
 if TYPE_CHECKING:
     from attempt_ray.bank.store import Bank
 
-SINGLE = ("finetune", "prompt_tuning", "spot", "spot_similar", "attempt")
-"""Methods with one run per target and seed."""
-MULTI = ("attempt_mt",)
-"""Methods with one run per group and seed."""
+SINGLE = (
+    "finetune",
+    "adapter",
+    "bitfit",
+    "lora",
+    "prompt_tuning",
+    "spot",
+    "spot_similar",
+    "spot_generic",
+    "spot_targeted",
+    "attempt",
+    "mpt",
+    "dept",
+)
+"""Rows with one run per target and seed."""
+MULTI = ("finetune_mt", "adapter_mt", "spot_generic_mt", "spot_targeted_mt", "attempt_mt", "mpt_mt")
+"""Rows with one run per group and seed."""
 METHODS = (*SINGLE, *MULTI)
 
-_UNREAD_ATTENTION = AttentionConfig().model_dump()
+_FIRST = ("prompt_tuning", "finetune")
+"""Rows that wait for no source, the first of which others wait for."""
+
+_STAGES = {
+    "spot": ("sources",),
+    "spot_similar": ("sources",),
+    "spot_targeted": ("sources",),
+    "spot_generic": ("generic",),
+    "attempt": ("sources", "priors"),
+    "mpt": ("shared",),
+}
+"""What has to be there before the runs of a row; the others need nothing."""
+
+Needs = Mapping[str, Sequence[str]]
+"""Keys of the runs that targets start from: `sources`, `priors`, `generic`, `shared`."""
 
 
 def check(config: Config) -> Mapping[str, Task]:
@@ -73,20 +100,21 @@ def target_groups(config: Config) -> tuple[tuple[str, ...], ...]:
 def source_jobs(config: Config) -> list[Job]:
     """Return one run per source prompt (paper section 3.1)."""
     return [
-        Job(
-            key=f"source/{source}",
-            config=config.updated(
-                job="source",
-                method="prompt_tuning",
-                tasks=(source,),
-                prompt=_fresh_start(config),
-                attention=_UNREAD_ATTENTION,
-                data={"batch_rows": config.study.source_batch_rows or config.data.batch_rows},
-                training=_budget(config.study.source_steps) | _unread_rates(read=("prompt",)),
-            ),
-        )
+        Job(key=f"source/{source}", config=_source_run(config, (source,)))
         for source in config.attention.sources
     ]
+
+
+def generic_run(config: Config) -> Config:
+    """Return the run of SPoT's generic prompt: one prompt, trained on all sources at once (Vu et al. 2022, section 3)."""
+    budget = _budget(config.study.generic_steps)
+    return _source_run(config, config.attention.sources, prompt={"shared": True}, training=budget)
+
+
+def shared_run(config: Config) -> Config:
+    """Return the run of MPT's shared prompt, distilled from the prompts of all sources (Wang et al. 2023)."""
+    budget = _budget(config.study.shared_steps)
+    return _source_run(config, config.attention.sources, method="mpt", training=budget)
 
 
 def prior_jobs(config: Config, *, needs: Sequence[str] = ()) -> list[Job]:
@@ -96,14 +124,16 @@ def prior_jobs(config: Config, *, needs: Sequence[str] = ()) -> list[Job]:
     return [
         Job(
             key=f"prior/{name}",
-            config=config.updated(
-                job="prior",
-                method="attempt",
-                tasks=tasks,
-                prompt=_fresh_start(config),
-                attention={"prior": None},
-                training=_budget(config.study.prior_steps) | _unread_rates(read=("prompt", "attention")),
-                study={"prior_groups": prior_groups(config)},  # they tell the run its name in the bank
+            config=_only_read(
+                config.updated(
+                    job="prior",
+                    method="attempt",
+                    tasks=tasks,
+                    prompt=_fresh_start(config),
+                    attention={"prior": None},
+                    training=_budget(config.study.prior_steps),
+                    study={"prior_groups": prior_groups(config)},  # they tell the run its name in the bank
+                )
             ),
             needs=tuple(needs),
         )
@@ -120,43 +150,66 @@ def prior_groups(config: Config) -> dict[str, tuple[str, ...]]:
     return {name: tasks for name, tasks in cut.items() if tasks}
 
 
-def target_jobs(config: Config, *, needs: Mapping[str, Sequence[str]] | None = None) -> list[Job]:
+def stage_jobs(config: Config) -> tuple[list[Job], dict[str, list[str]]]:
+    """Return the runs that the targets of a study start from, and their keys by stage."""
+    sources = source_jobs(config)
+    keys = [job.key for job in sources]
+    stages = {"sources": sources, "priors": prior_jobs(config, needs=keys), "generic": [], "shared": []}
+    rows = {row.removesuffix("_mt") for row in config.study.methods}
+    if "spot_generic" in rows:
+        stages["generic"] = [Job(key="source/generic", config=generic_run(config))]
+    if "mpt" in rows:
+        stages["shared"] = [Job(key="source/mpt", config=shared_run(config), needs=tuple(keys))]
+    jobs = [job for stage in stages.values() for job in stage]
+    return jobs, {name: [job.key for job in stage] for name, stage in stages.items()}
+
+
+def target_jobs(config: Config, *, needs: Needs | None = None) -> list[Job]:
     """Return every target run of the study, the longest first.
 
     Args:
         config: The study.
-        needs: Keys of the runs that must have finished before, under `sources` and `priors`.
+        needs: Keys of the runs that must have finished before, by stage.
     """
-    needs = needs or {}
-    sources, priors = tuple(needs.get("sources", ())), tuple(needs.get("priors", ()))
-    waits = {"finetune": (), "prompt_tuning": (), "spot": sources, "attempt": sources + priors}
-    jobs = [
-        Job(
-            key=_key("attempt_mt", group, seed),
-            config=target_config(config, label="attempt_mt", tasks=group, seed=seed),
-            needs=sources + priors,
-        )
+    # Groups first; then prompt tuning, since what SPoT by similarity starts from hangs on it.
+    rows = [row for row in (*MULTI, *_FIRST, *SINGLE) if row in config.study.methods]
+    cells = [
+        (row, tasks, seed)
+        for row in dict.fromkeys(rows)
         for seed in config.study.seeds
-        for group in target_groups(config)
-        if "attempt_mt" in config.study.methods
+        for tasks in (target_groups(config) if row in MULTI else [(task,) for task in config.study.targets])
     ]
-    # Prompt tuning before the rest: what SPoT by similarity starts from hangs on it.
-    order = sorted(
-        set(config.study.methods) & set(waits), key=("prompt_tuning", "finetune", "attempt", "spot").index
-    )
-    for label in order:
-        jobs += [
-            Job(
-                key=_key(label, (target,), seed),
-                config=target_config(config, label=label, tasks=(target,), seed=seed),
-                needs=waits[label],
-            )
-            for seed in config.study.seeds
-            for target in config.study.targets
-        ]
-    if "spot_similar" in config.study.methods:
-        jobs += _similar_jobs(config, jobs, sources=sources)
-    return jobs
+    jobs: dict[str, Job] = {}
+    waiting: list[Job] = []
+    for row, tasks, seed in cells:
+        job = row_job(config, row, tasks, seed, needs=needs)
+        if isinstance(job.config, Config):
+            jobs[job.key] = job
+            continue
+        waiting.append(job)
+        for task in tasks:
+            tuned = row_job(config, "prompt_tuning", (task,), seed, needs=needs)
+            jobs.setdefault(tuned.key, tuned)
+    return [*jobs.values(), *waiting]
+
+
+def row_job(
+    config: Config, row: str, tasks: tuple[str, ...], seed: int, *, needs: Needs | None = None
+) -> Job:
+    """Return the run behind one cell of the table.
+
+    What starts from the sources most like the target is told from the result of prompt tuning on it.
+
+    Raises:
+        ConfigError: The row is none of `METHODS`, or a task is unknown.
+    """
+    base = row.removesuffix("_mt")
+    needed = tuple(key for stage in _STAGES.get(base, ()) for key in (needs or {}).get(stage, ()))
+    key = cell_key(row, tasks, seed)
+    if base not in ("spot_similar", "spot_targeted"):
+        return Job(key=key, config=target_config(config, label=row, tasks=tasks, seed=seed), needs=needed)
+    later = SimilarStart(config=config, row=row, tasks=tasks, seed=seed)
+    return Job(key=key, config=later, needs=(*needed, *later.tuned))
 
 
 def target_config(config: Config, *, label: str, tasks: tuple[str, ...], seed: int) -> Config:
@@ -169,25 +222,20 @@ def target_config(config: Config, *, label: str, tasks: tuple[str, ...], seed: i
     """
     if label not in METHODS:
         raise ConfigError(unknown_name("method", label, METHODS))
-    run = config.updated(job="target", tasks=tasks, seed=seed)
-    if label in MULTI or label == "attempt":
-        return run.updated(
-            method="attempt",
-            attention={"prior": config.attention.prior or _prior(config, tasks)},
-            training=_unread_rates(read=("prompt", "attention")),
-        )
-    if label == "finetune":
-        return run.updated(
-            method="finetune",
-            prompt=PromptConfig().model_dump(),
-            attention=_UNREAD_ATTENTION,
-            training=_unread_rates(read=("backbone",)),
-        )
-    run = run.updated(
-        method="prompt_tuning", attention=_UNREAD_ATTENTION, training=_unread_rates(read=("prompt",))
-    )
-    if label == "spot":
-        return run.updated(prompt=_start_from(_parent(config, tasks), init="prompt"))
+    base = label.removesuffix("_mt")
+    spot = base.startswith("spot")
+    method = "prompt_tuning" if spot else base
+    run = _only_read(config.updated(job="target", method=method, tasks=tasks, seed=seed))
+    if base == "attempt":
+        return run.updated(attention={"prior": config.attention.prior or _prior(config, tasks)})
+    if base == "mpt":
+        return run.updated(mpt={"source": f"source/{shared_run(config).source_name}"})
+    if spot and label in MULTI and len(tasks) > 1:
+        run = run.updated(prompt={"shared": True})
+    if base == "spot":
+        return run.updated(prompt=_start_from(f"source/{_parent(config, tasks)}"))
+    if base == "spot_generic":
+        return run.updated(prompt=_start_from(f"source/{generic_run(config).source_name}"))
     return run
 
 
@@ -200,45 +248,61 @@ def study_name(config: Config) -> str:
     return f"study-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
-def _similar_jobs(config: Config, others: Sequence[Job], *, sources: tuple[str, ...]) -> list[Job]:
-    """Return SPoT runs that start from the source prompt most like what prompt tuning found on the same task."""
-    known = {job.key for job in others}
-    jobs = []
-    for seed in config.study.seeds:
-        for target in config.study.targets:
-            tuned = _key("prompt_tuning", (target,), seed)
-            if tuned not in known:
-                jobs.append(
-                    Job(
-                        key=tuned,
-                        config=target_config(config, label="prompt_tuning", tasks=(target,), seed=seed),
-                    )
-                )
-            jobs.append(
-                Job(
-                    key=_key("spot_similar", (target,), seed),
-                    config=partial(_similar_config, config, target=target, seed=seed, tuned=tuned),
-                    needs=(*sources, tuned),
-                )
-            )
-    return jobs
+@dataclass(frozen=True, kw_only=True)
+class SimilarStart:
+    """A run that starts from the source prompts most like what prompt tuning found on its tasks."""
+
+    config: Config
+    row: str
+    tasks: tuple[str, ...]
+    seed: int
+
+    @property
+    def tuned(self) -> tuple[str, ...]:
+        """Keys of the runs of prompt tuning, one for each task."""
+        return tuple(cell_key("prompt_tuning", (task,), self.seed) for task in self.tasks)
+
+    @property
+    def weighs(self) -> bool:
+        """Whether several sources are averaged, by their likeness, or the most similar is taken alone."""
+        return self.row.startswith("spot_targeted")
+
+    def told(self) -> Config:
+        """Return the run as far as it can be told beforehand: without the sources it starts from."""
+        run = target_config(self.config, label=self.row, tasks=self.tasks, seed=self.seed)
+        # An average even of one: what tells the table's rows of similar sources from that of the given ones.
+        return run.updated(prompt={"init": "average", "init_weights": (1.0,) if self.weighs else ()})
+
+    def __call__(self, results: Results) -> Config:
+        """Return the run."""
+        from attempt_ray.bank.store import Bank
+
+        tuned = zip(self.tuned, self.tasks, strict=True)
+        references = [results[key].report["bank"][task] for key, task in tuned]
+        weights = most_similar(
+            Bank(self.config.bank),
+            references,
+            sources=self.config.attention.sources,
+            top_k=self.config.study.similar_top_k if self.weighs else 1,
+        )
+        return self.told().updated(
+            prompt={
+                "init_from": tuple(f"source/{source}" for source in weights),
+                "init_weights": tuple(weights.values()) if self.weighs else (),
+            }
+        )
 
 
-def _similar_config(config: Config, results: Results, *, target: str, seed: int, tuned: str) -> Config:
-    from attempt_ray.bank.store import Bank
+def most_similar(
+    bank: Bank, references: Sequence[str], *, sources: Iterable[str], top_k: int = 1
+) -> dict[str, float]:
+    """Return the sources whose prompts are most like the prompts `references`, and their weights, which add up to 1.
 
-    reference = results[tuned].report["bank"][target]
-    source = most_similar(Bank(config.bank), reference, sources=config.attention.sources)
-    run = target_config(config, label="spot_similar", tasks=(target,), seed=seed)
-    # An average of one: what tells the table's row of similar sources from that of the given ones.
-    return run.updated(prompt=_start_from(source, init="average"))
-
-
-def most_similar(bank: Bank, reference: str, *, sources: Iterable[str]) -> str:
-    """Return the source whose prompt is most like the prompt `reference`.
-
-    The likeness is the mean, over prompt positions, of the cosine between tokens of the same position: SPoT's
-    per-token similarity (Vu et al. 2022, section 5.1) as in the authors' code.
+    The likeness of two prompts is the sum, over prompt positions, of the cosine between tokens of the same position, and
+    the weights are the likenesses of the `top_k`, divided by their sum: SPoT's per-token similarity and its weighted
+    average as in ATTEMPT's code (Vu et al. 2022, section 5.1; method.md, section 5). Of several references it is the mean
+    likeness. Likenesses below 0 would turn a source's prompt around: such sources are left out, and where all are, the
+    most similar is taken alone.
     """
     import numpy as np
 
@@ -249,24 +313,60 @@ def most_similar(bank: Bank, reference: str, *, sources: Iterable[str]) -> str:
         ).clip(1e-12)
         return rows
 
-    tuned = unit(reference)
-    likeness = {source: float((unit(f"source/{source}") * tuned).sum(axis=1).mean()) for source in sources}
-    return max(likeness, key=likeness.__getitem__)
+    tuned = np.mean([unit(reference) for reference in references], axis=0)
+    likeness = {source: float((unit(f"source/{source}") * tuned).sum()) for source in sources}
+    ranked = sorted(likeness, key=lambda source: -likeness[source])[:top_k]
+    positive = [source for source in ranked if likeness[source] > 0] or ranked[:1]
+    if len(positive) == 1:
+        return {positive[0]: 1.0}
+    total = sum(likeness[source] for source in positive)
+    return {source: likeness[source] / total for source in positive}
 
 
-def _key(label: str, tasks: Sequence[str], seed: int) -> str:
+def cell_key(row: str, tasks: Sequence[str], seed: int) -> str:
+    """Return what a run is called inside its study, such as `attempt/rte/s1`."""
     name = "+".join(tasks) if len(tasks) < 4 else f"{tasks[0]}+{len(tasks) - 1} more"
-    return f"{label}/{name}/s{seed}"
+    return f"{row}/{name}/s{seed}"
+
+
+def first_source(config: Config, tasks: Sequence[str]) -> str:
+    """Return the source for targets without a known parent: MNLI, or SQuAD where answers are extracted (paper)."""
+    chosen = [get_task(task, config.data.user_tasks) for task in tasks]
+    paper = "squad" if all(task.kind == "qa" for task in chosen) else "mnli"
+    return paper if paper in config.attention.sources else config.attention.sources[0]
+
+
+def _source_run(config: Config, tasks: tuple[str, ...], **changes: Any) -> Config:
+    run = config.updated(
+        job="source",
+        method="prompt_tuning",
+        tasks=tasks,
+        prompt=_fresh_start(config),
+        mpt={"source": None},
+        data={"batch_rows": config.study.source_batch_rows or config.data.batch_rows},
+        training=_budget(config.study.source_steps),
+    )
+    return _only_read(run.updated(**changes))
 
 
 def _budget(steps: int | None) -> dict[str, Any]:
     return {} if steps is None else {"steps": steps}
 
 
-def _unread_rates(*, read: Sequence[str]) -> dict[str, Any]:
-    """Return the defaults of the learning rates that a method does not read."""
-    unread = [f"{part}_learning_rate" for part in ("prompt", "attention", "backbone") if part not in read]
-    return TrainingConfig().model_dump(include=set(unread))
+def _only_read(run: Config) -> Config:
+    """Return a run with everything that its method does not read at its default."""
+    defaults = Config().model_dump()
+    unread = {
+        section: defaults[section]
+        for section in ("prompt", "attention", *METHOD_SECTIONS)
+        if section not in run.facts.sections
+    }
+    rates = {
+        rate: value
+        for rate, value in defaults["training"].items()
+        if rate.endswith("_learning_rate") and rate.removesuffix("_learning_rate") not in run.facts.rates
+    }
+    return run.updated(**unread, training=rates)
 
 
 def _fresh_start(config: Config) -> dict[str, Any]:
@@ -276,20 +376,13 @@ def _fresh_start(config: Config) -> dict[str, Any]:
     return {}
 
 
-def _start_from(source: str, *, init: str) -> dict[str, Any]:
-    return {"init": init, "init_from": (f"source/{source}",), "init_weights": ()}
-
-
-def _first_source(config: Config, tasks: Sequence[str]) -> str:
-    """Return the source for targets without a known parent: MNLI, or SQuAD where answers are extracted (paper)."""
-    chosen = [get_task(task, config.data.user_tasks) for task in tasks]
-    paper = "squad" if all(task.kind == "qa" for task in chosen) else "mnli"
-    return paper if paper in config.attention.sources else config.attention.sources[0]
+def _start_from(reference: str) -> dict[str, Any]:
+    return {"init": "prompt", "init_from": (reference,), "init_weights": ()}
 
 
 def _parent(config: Config, tasks: Sequence[str]) -> str:
     parents = config.study.parents.get(tasks[0], ()) if len(tasks) == 1 else ()
-    return parents[0] if parents else _first_source(config, tasks)
+    return parents[0] if parents else first_source(config, tasks)
 
 
 def _prior(config: Config, tasks: Sequence[str]) -> str | None:

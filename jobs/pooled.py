@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from attempt_ray.bank.aliases import CANDIDATE
 from attempt_ray.config import Config
-from attempt_ray.orchestration.study import Job, PoolEvent, PoolResult
+from attempt_ray.orchestration.study import Job, OnEvent, PoolEvent, PoolResult
 from jobs.edge import one_line, tell
 from jobs.watch import Screen
 
@@ -58,7 +58,7 @@ def run_study(
     config: Config,
     *,
     placement: Placement = "pool",
-    on_finished: Callable[[Mapping[str, Any]], None] | None = None,
+    on_event: OnEvent | None = None,
 ) -> Study:
     """Execute jobs in the pool that `config.cluster` describes, or here, without Ray.
 
@@ -66,7 +66,7 @@ def run_study(
         jobs: The runs.
         config: The study.
         placement: A pool of Ray workers, or `here`: one after the other in this process.
-        on_finished: Called with the report of every finished run, before the runs that need it start.
+        on_event: Called with everything that happens to a run; of a finished one, before the runs that need it start.
 
     Raises:
         ClusterError: The cluster cannot run them.
@@ -75,28 +75,28 @@ def run_study(
 
     with Screen(total=len(jobs)) as screen:
 
-        def on_event(event: PoolEvent) -> None:
+        def show(event: PoolEvent) -> None:
             screen.event(event)
-            if event.kind == "finished" and on_finished is not None:
-                on_finished(event.facts)
+            if on_event is not None:
+                on_event(event)
 
         if placement == "pool":
             screen.say(f"starting Ray for {len(jobs)} runs on {config.cluster.workers} workers ...")
-        results = run_jobs(jobs, cluster=config.cluster, on_event=on_event, in_process=placement == "here")
+        results = run_jobs(jobs, cluster=config.cluster, on_event=show, in_process=placement == "here")
     for result in results:
         if result.traceback:
             tell(f"{result.key}:\n{result.traceback}")
     return Study(tuple(results))
 
 
-def promote(config: Config, report: Mapping[str, Any]) -> None:
-    """Make what a source or prior run published the champion: later runs of the study start from it."""
+def promote(config: Config, event: PoolEvent) -> None:
+    """Make what a finished source or prior run published the champion: later runs of the study start from it."""
     from attempt_ray.bank.store import Bank
 
-    if report["job"] == "target":
+    if event.kind != "finished" or event.facts["job"] == "target":
         return
     bank = Bank(config.bank)
-    for reference in report["bank"].values():
+    for reference in event.facts["bank"].values():
         bank.promote(reference)
 
 

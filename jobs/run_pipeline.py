@@ -46,7 +46,7 @@ def run_pipeline(
     """
     started = time.monotonic()
     preflight(config, plan.check(config).values())
-    study = run_study(all_jobs(config), config, placement=placement, on_finished=partial(promote, config))
+    study = run_study(all_jobs(config), config, placement=placement, on_event=partial(promote, config))
     digests = [result.report["digest"] for result in study.finished]
     if not digests:
         return {"job": "run_pipeline", "runs": 0, "failed": study.failures}
@@ -69,11 +69,8 @@ def run_pipeline(
 
 def all_jobs(config: Config) -> list[Job]:
     """Return every run of the study with what it needs, in the order in which idle workers shall take them."""
-    sources = plan.source_jobs(config)
-    source_keys = [job.key for job in sources]
-    priors = plan.prior_jobs(config, needs=source_keys)
-    targets = plan.target_jobs(config, needs={"sources": source_keys, "priors": [job.key for job in priors]})
-    return [*sources, *priors, *targets]
+    stages, needs = plan.stage_jobs(config)
+    return [*stages, *plan.target_jobs(config, needs=needs)]
 
 
 def choose(config: Config, reports: Sequence[Mapping[str, Any]]) -> dict[str, str]:

@@ -24,6 +24,7 @@ from jobs.edge import DONE, FAILED, INTERRUPTED, TERMINATED, load_config, one_li
 from jobs.estimate import Estimate, estimate
 from jobs.run_pipeline import all_jobs
 from jobs.search_plan import plan_search
+from jobs.study_plan import plan_study
 from jobs.train_target import target_run
 from jobs.watch import clock
 
@@ -35,13 +36,16 @@ MODULES = {
     "train-prior": "train_prior",
     "train-target": "train_target",
     "pipeline": "run_pipeline",
+    "study": "run_study",
     "tune": "tune",
     "evaluate": "evaluate",
     "report": "report",
 }
 """Jobs that can be submitted, and their modules."""
-_POOLED = ("train-sources", "train-prior", "pipeline", "tune")
+_POOLED = ("train-sources", "train-prior", "pipeline", "study", "tune")
 """Jobs that ask for workers; the others compute in the process that is submitted."""
+_DEFAULTS = {"pipeline": ["embedded"], "study": ["study/embedded-quick"]}
+"""Configs of a job that is given none."""
 _PACKAGES = ("attempt_ray", "jobs", "serve_app", "tune_spaces")
 
 VARIABLES = (
@@ -167,9 +171,9 @@ def make_plan(
         )
     if tflops is not None and tflops <= 0:
         raise ConfigError(f"--tflops got {tflops:g}; wanted more than 0")
-    names = list(configs) or (["embedded"] if job == "pipeline" else [])
+    names = list(configs) or _DEFAULTS.get(job, [])
     config = load_config(names, settings)
-    check_places(config, uploaded=True, search=job == "tune")
+    check_places(config, uploaded=True, search=job == "tune", study=job == "study")
     _check_secrets({"bank": config.bank} | {text.partition("=")[0]: text for text in (*settings, *options)})
     runs = runs_of(job, config)
     workers = config.cluster if job in _POOLED else config.cluster.model_copy(update={"workers": 1})
@@ -210,6 +214,9 @@ def runs_of(job: str, config: Config) -> list[Job]:
         return [Job(key=job, config=run)] if job == "train-target" else []
     if job == "tune":
         return plan_search(config).trial_jobs()
+    if job == "study":
+        study = plan_study(config)
+        return [own for backbone in study.backbones for own in study.jobs_on(backbone)]
     plan.check(config)
     makers = {"train-sources": plan.source_jobs, "train-prior": plan.prior_jobs, "pipeline": all_jobs}
     runs = makers[job](config)

@@ -197,7 +197,8 @@ class Manifest(Facts):
 def check_tensors(kind: Kind, tensors: Arrays, *, width: int) -> None:
     """Check names, shapes, type and finiteness of a version's tensors.
 
-    Prompts are ``prompt`` [P, H]; G is ``down.weight`` [R, H], ``up.weight`` [H, R], ``norm.weight`` [H],
+    Prompts are ``prompt`` [P, H], with ``shared_PH`` [P, H], ``rows_P`` [P] and ``columns_H`` [H] where it is their product,
+    as a source stage of MPT leaves it; G is ``down.weight`` [R, H], ``up.weight`` [H, R], ``norm.weight`` [H],
     ``norm.bias`` [H] and, where inputs are centred, ``center_H`` [H].
 
     Raises:
@@ -214,7 +215,10 @@ def check_tensors(kind: Kind, tensors: Arrays, *, width: int) -> None:
         } | ({"center_H": (width,)} if "center_H" in tensors else {})
     else:
         prompt = tensors.get("prompt")
-        wanted = {"prompt": (prompt.shape[0] if prompt is not None and prompt.ndim == 2 else None, width)}
+        length = prompt.shape[0] if prompt is not None and prompt.ndim == 2 else None
+        wanted = {"prompt": (length, width)}
+        if "shared_PH" in tensors:
+            wanted |= {"shared_PH": (length, width), "rows_P": (length,), "columns_H": (width,)}
     if set(tensors) != set(wanted):
         raise BankError(
             f"got tensors {', '.join(sorted(map(ascii, tensors)))}; {kind} wants {', '.join(sorted(wanted))}"

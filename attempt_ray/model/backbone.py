@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
@@ -74,6 +74,15 @@ class BackboneIdentity:
         return asdict(self)
 
 
+class Lesson(NamedTuple):
+    """Who teaches a segment beside its labels, and how much that counts (Wang et al. 2023, section 3.2)."""
+
+    prompts_BPH: Tensor
+    """The teachers: prompts under which the same backbone reads the same input."""
+    weight: float
+    """Weight lambda of the distance to what the teachers make of it."""
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Segment:
     """Rows of one padded width that share a forward pass with those of other segments."""
@@ -88,6 +97,8 @@ class Segment:
     """Label ids, padded with -100."""
     seed: int | None = None
     """Seed of its dropout; None draws from the global generator."""
+    lesson: Lesson | None = None
+    """Who teaches it, while it trains."""
 
 
 class Memory(NamedTuple):
@@ -109,7 +120,7 @@ class CandidateScores(NamedTuple):
 
 
 class Backbone(nn.Module):
-    """A T5-family encoder-decoder with its tokenizer, frozen until `unfreeze`.
+    """A T5-family encoder-decoder with its tokenizer, frozen until a method takes it over.
 
     `train()` and `eval()` switch its dropout, although its weights do not move.
 
@@ -137,9 +148,10 @@ class Backbone(nn.Module):
         self.width = identity.width
         self.pad_id = _pad_id(model)
         self._eos_ids = _eos_ids(model)
-        self._own_dropout = {name: p for name, _, p in _dropouts(model)}
+        self._dropouts = _dropouts(model)
         self.model.requires_grad_(False)
         self._forward_by, self._options = forward, options or PassOptions()
+        self._taken = False
         self._pass: FrozenT5 | WholeT5 | None = None
         self.eval()
 
@@ -198,18 +210,24 @@ class Backbone(nn.Module):
         The encoder reads [P ; X], where T5's dropout falls on both, and the decoder attends to both (paper section
         3.2). Positions are those of one sequence: the prompt takes 0 to P - 1. One forward pass computes all segments,
         and what a segment comes to does not depend on the others.
+
+        A segment with a lesson has on top, times its weight, the distance to its teacher: the divergence KL(teacher ||
+        student) of the next token's distributions and the mean square of the difference of the decoder's outputs. The
+        teacher reads without dropout.
         """
-        inputs, masks = zip(
-            *(self._prepend(one.prompts_BPH, one.embedded_BTH, one.mask_BT) for one in segments), strict=True
-        )
-        seeds = [one.seed for one in segments]
-        encoded = self._forward().encode(inputs, masks, seeds)
-        ids = [self.model.prepare_decoder_input_ids_from_labels(one.labels_BL)[:, None] for one in segments]
-        logits = self._forward().decode(encoded, masks, ids, seeds)
-        return [
-            _cross_entropy(logits_BCLV[:, 0], one.labels_BL)
-            for logits_BCLV, one in zip(logits, segments, strict=True)
+        hidden, logits = self._read(segments, [one.seed for one in segments])
+        found = [
+            _cross_entropy(logits_BLV, one.labels_BL)
+            for logits_BLV, one in zip(logits, segments, strict=True)
         ]
+        if taught := [place for place, one in enumerate(segments) if one.lesson is not None]:
+            pairs = zip(taught, *self._taught([segments[place] for place in taught]), strict=True)
+            for place, wanted_BLH, wanted_BLV in pairs:
+                one = segments[place]
+                apart_BL = _divergence(logits[place], wanted_BLV) + _mean_square(hidden[place], wanted_BLH)
+                weight = 0.0 if one.lesson is None else one.lesson.weight
+                found[place] = found[place] + weight * apart_BL.where(one.labels_BL != IGNORED, 0.0)
+        return found
 
     @torch.no_grad()
     def generate(
@@ -373,17 +391,35 @@ class Backbone(nn.Module):
 
     def set_dropout(self, probability: float | None) -> None:
         """Set every dropout of the model, those inside attention included; None restores the model's own."""
-        for name, module, _ in _dropouts(self.model):
-            p = self._own_dropout[name] if probability is None else probability
+        for module, own in self._dropouts:
+            p = own if probability is None else probability
             if isinstance(module, nn.Dropout):
                 module.p = p
             else:
                 module.dropout = p
 
+    def take_over(self) -> None:
+        """Make the backbone one method's alone, which may change its modules; `identity` keeps naming it as loaded.
+
+        transformers computes it from then on, since our pass knows the modules of a plain, frozen T5 alone.
+
+        Raises:
+            BackboneError: That has been done before, so it is no longer what its identity says.
+        """
+        if self._taken:
+            raise BackboneError(
+                f"backbone '{self.identity.name}' has been changed by another method; load it anew for this one"
+            )
+        self._taken, self._forward_by, self._pass = True, "transformers", None
+
     def unfreeze(self) -> None:
-        """Let all weights train, for full fine-tuning; `identity` keeps naming the weights as loaded."""
+        """Take the backbone over and let all of its weights train, for full fine-tuning.
+
+        Raises:
+            BackboneError: It has been taken over before.
+        """
+        self.take_over()
         self.model.requires_grad_(True)
-        self._forward_by, self._pass = "transformers", None
 
     def fingerprint(self) -> str:
         """Return the SHA-256 of the weights as they are now; equal before and after a run that left them alone.
@@ -391,6 +427,32 @@ class Backbone(nn.Module):
         With float32 weights it equals `identity.weights_sha256`.
         """
         return weights_sha256(self.model)
+
+    def _read(
+        self, segments: Sequence[Segment], seeds: Sequence[int | None]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Return the decoder's output hidden_BLH and logits_BLV of every segment, given its labels."""
+        inputs, masks = zip(
+            *(self._prepend(one.prompts_BPH, one.embedded_BTH, one.mask_BT) for one in segments), strict=True
+        )
+        encoded = self._forward().encode(inputs, masks, seeds)
+        ids = [self.model.prepare_decoder_input_ids_from_labels(one.labels_BL)[:, None] for one in segments]
+        hidden = self._forward().hidden(encoded, masks, ids, seeds)
+        logits = self._forward().logits(hidden)
+        return [hidden_BCLH[:, 0] for hidden_BCLH in hidden], [logits_BCLV[:, 0] for logits_BCLV in logits]
+
+    @torch.no_grad()
+    def _taught(self, segments: Sequence[Segment]) -> tuple[list[Tensor], list[Tensor]]:
+        """Return what `_read` does of the segments' teachers, dropout off."""
+        by_teachers = [
+            replace(one, prompts_BPH=one.lesson.prompts_BPH) for one in segments if one.lesson is not None
+        ]
+        training = self.model.training
+        self.model.eval()
+        try:
+            return self._read(by_teachers, [None] * len(by_teachers))
+        finally:
+            self.model.train(training)
 
     def _embedding(self) -> Tensor:
         weight: Tensor = self.model.shared.weight
@@ -617,14 +679,14 @@ def _persistent_buffers(model: nn.Module) -> list[tuple[str, Tensor]]:
     return [(name, buffer) for name, buffer in model.named_buffers() if name in kept]
 
 
-def _dropouts(model: nn.Module) -> list[tuple[str, Any, float]]:
-    """Return name, module and probability of all dropouts: modules, and T5's attention, which keeps a bare number."""
-    found: list[tuple[str, Any, float]] = []
-    for name, module in model.named_modules():
+def _dropouts(model: nn.Module) -> list[tuple[Any, float]]:
+    """Return module and probability of all dropouts: modules, and T5's attention, which keeps a bare number."""
+    found: list[tuple[Any, float]] = []
+    for module in model.modules():
         if isinstance(module, nn.Dropout):
-            found.append((name, module, module.p))
+            found.append((module, module.p))
         elif isinstance(getattr(module, "dropout", None), float | int):
-            found.append((name, module, float(module.dropout)))
+            found.append((module, float(module.dropout)))
     return found
 
 
@@ -633,6 +695,17 @@ def _cross_entropy(logits_BLV: Tensor, labels_BL: Tensor) -> Tensor:
         logits_BLV.flatten(0, 1).float(), labels_BL.flatten(), ignore_index=IGNORED, reduction="none"
     )
     return loss.view(labels_BL.shape)
+
+
+def _divergence(logits_BLV: Tensor, wanted_BLV: Tensor) -> Tensor:
+    """Return KL(wanted || own) in nats at every position, in float32."""
+    own_BLV, wanted_BLV = (each.float().log_softmax(dim=-1) for each in (logits_BLV, wanted_BLV))
+    return (wanted_BLV.exp() * (wanted_BLV - own_BLV)).sum(dim=-1)
+
+
+def _mean_square(hidden_BLH: Tensor, wanted_BLH: Tensor) -> Tensor:
+    """Return the mean over the width of the squared difference at every position, in float32."""
+    return (hidden_BLH.float() - wanted_BLH.float()).square().mean(dim=-1)
 
 
 def _pad_id(model: T5ForConditionalGeneration | MT5ForConditionalGeneration) -> int:

@@ -95,19 +95,33 @@ class WholeT5:
         ids: Sequence[Tensor],
         seeds: Seeds | None = None,
     ) -> list[Tensor]:
-        """Return logits_BCLV of every segment: of the token after each of C targets' tokens, teacher-forced."""
-        logits = []
+        """Return logits_BCLV of every segment: `logits` of what `hidden` returns."""
+        return self.logits(self.hidden(encoded, masks, ids, seeds))
+
+    def hidden(
+        self,
+        encoded: Sequence[Tensor],
+        masks: Sequence[Tensor],
+        ids: Sequence[Tensor],
+        seeds: Seeds | None = None,
+    ) -> list[Tensor]:
+        """Return the decoder's output hidden_BCLH of every segment, for C targets' tokens, teacher-forced."""
+        found = []
         for index, (encoded_BTH, mask_BT, ids_BCL) in enumerate(zip(encoded, masks, ids, strict=True)):
             num_candidates = ids_BCL.shape[1]
             with _seeded(encoded_BTH.device, seeds, index, 1):
-                logits_RLV = self._model(
-                    encoder_outputs=BaseModelOutput(encoded_BTH.repeat_interleave(num_candidates, dim=0)),
-                    attention_mask=mask_BT.repeat_interleave(num_candidates, dim=0),
-                    decoder_input_ids=ids_BCL.flatten(0, 1),
+                hidden_RLH = self._model.decoder(
+                    input_ids=ids_BCL.flatten(0, 1),
+                    encoder_hidden_states=encoded_BTH.repeat_interleave(num_candidates, dim=0),
+                    encoder_attention_mask=mask_BT.repeat_interleave(num_candidates, dim=0),
                     use_cache=False,
-                ).logits
-            logits.append(logits_RLV.view(*ids_BCL.shape, -1))
-        return logits
+                ).last_hidden_state
+            found.append(hidden_RLH.view(*ids_BCL.shape, -1))
+        return found
+
+    def logits(self, hidden: Sequence[Tensor]) -> list[Tensor]:
+        """Return logits_BCLV of every segment: of the token after each, from the decoder's output hidden_BCLH."""
+        return [self._model.lm_head(hidden_BCLH * _scale(self._model)) for hidden_BCLH in hidden]
 
     def step(self, encoded_BTH: Tensor, mask_BT: Tensor, last_B: Tensor, state: DecoderState) -> Tensor:
         """Return logits_BV of the next token, after one more token; `state` grows by it. Call in eval mode."""
@@ -137,8 +151,7 @@ class FrozenT5:
         self._model = model
         self._encoder = [_EncoderLayer(block, config, kernels) for block in model.encoder.block]
         self._decoder = [_DecoderLayer(block, config, kernels) for block in model.decoder.block]
-        scaled = getattr(config, "scale_decoder_outputs", False)  # mT5 has no such option
-        self._scale = config.d_model**-0.5 if scaled else 1.0
+        self._scale = _scale(model)
         self._through = self._through_encoder
         if self._options.compile != "off":
             # One compilation a shape, of which batches have few.
@@ -172,7 +185,17 @@ class FrozenT5:
         ids: Sequence[Tensor],
         seeds: Seeds | None = None,
     ) -> list[Tensor]:
-        """Return logits_BCLV of every segment: of the token after each of C targets' tokens, teacher-forced.
+        """Return logits_BCLV of every segment: `logits` of what `hidden` returns."""
+        return self.logits(self.hidden(encoded, masks, ids, seeds))
+
+    def hidden(
+        self,
+        encoded: Sequence[Tensor],
+        masks: Sequence[Tensor],
+        ids: Sequence[Tensor],
+        seeds: Seeds | None = None,
+    ) -> list[Tensor]:
+        """Return the decoder's output hidden_BCLH of every segment, for C targets' tokens, teacher-forced.
 
         Args:
             encoded: The encoder's output [B, T, H] of every segment.
@@ -193,11 +216,18 @@ class FrozenT5:
         hidden_NH = dropout.flat(embedded_NH, shapes)
         for layer in self._decoder:
             hidden_NH = layer(hidden_NH, shapes, biases, read, dropout)
-        logits_NV = self._logits(hidden_NH, shapes, dropout)
+        hidden_NH = self._finished(hidden_NH, shapes, dropout)
         return [
             part.view(*ids_BCL.shape, -1)
-            for part, ids_BCL in zip(_parts(logits_NV, shapes), ids, strict=True)
+            for part, ids_BCL in zip(_parts(hidden_NH, shapes), ids, strict=True)
         ]
+
+    def logits(self, hidden: Sequence[Tensor]) -> list[Tensor]:
+        """Return logits_BCLV of every segment: of the token after each, from the decoder's output hidden_BCLH."""
+        shapes = [hidden_BCLH.shape[:-1] for hidden_BCLH in hidden]
+        logits_NV = self._logits(_joined([hidden_BCLH.flatten(0, -2) for hidden_BCLH in hidden]))
+        lines = logits_NV.split([shape.numel() for shape in shapes])
+        return [line.view(*shape, -1) for line, shape in zip(lines, shapes, strict=True)]
 
     def step(self, encoded_BTH: Tensor, mask_BT: Tensor, last_B: Tensor, state: DecoderState) -> Tensor:
         """Return logits_BV of the next token, after one more token; `state` grows by it. Call in eval mode."""
@@ -209,7 +239,7 @@ class FrozenT5:
         hidden_BH = self._model.shared(last_B)
         for index, layer in enumerate(self._decoder):
             hidden_BH = layer(hidden_BH, shapes, [bias_1A1L], read, NO_DROPOUT, grown=_grow(state, index))
-        return self._logits(hidden_BH, shapes, NO_DROPOUT)
+        return self._logits(self._finished(hidden_BH, shapes, NO_DROPOUT))
 
     def _through_encoder(
         self, hidden_NH: Tensor, shapes: Sequence[Shape], biases: Sequence[Tensor], dropout: Dropout
@@ -223,8 +253,10 @@ class FrozenT5:
                 hidden_NH = layer(*given[1:])
         return dropout.flat(_norm(self._model.encoder.final_layer_norm, hidden_NH), shapes)
 
-    def _logits(self, hidden_NH: Tensor, shapes: Sequence[Shape], dropout: Dropout) -> Tensor:
-        hidden_NH = dropout.flat(_norm(self._model.decoder.final_layer_norm, hidden_NH), shapes)
+    def _finished(self, hidden_NH: Tensor, shapes: Sequence[Shape], dropout: Dropout) -> Tensor:
+        return dropout.flat(_norm(self._model.decoder.final_layer_norm, hidden_NH), shapes)
+
+    def _logits(self, hidden_NH: Tensor) -> Tensor:
         logits_NV: Tensor = self._model.lm_head(hidden_NH * self._scale)
         return logits_NV
 
@@ -455,6 +487,13 @@ def _seeded(device: torch.device, seeds: Seeds | None, index: int, stream: int) 
             with torch.cuda.device(device):
                 torch.cuda.manual_seed(seed)
         yield
+
+
+def _scale(model: T5) -> float:
+    """Return what the decoder's output is multiplied by before the output layer."""
+    config: Any = model.config
+    scaled = getattr(config, "scale_decoder_outputs", False)  # mT5 has no such option
+    return float(config.d_model**-0.5) if scaled else 1.0
 
 
 def _norm(layer: Any, hidden_NH: Tensor) -> Tensor:

@@ -29,6 +29,11 @@ class SoftPrompts(nn.Module):
         """
         return self.prompts_NPH.index_select(0, task_B)
 
+    def by_task(self, tasks: Sequence[str]) -> dict[str, Tensor]:
+        """Return copies on the CPU of the prompts [P, H], by the names of the run's tasks."""
+        prompts_NPH = self.prompts_NPH.detach().to("cpu", copy=True)
+        return {task: prompt_PH.clone() for task, prompt_PH in zip(tasks, prompts_NPH, strict=True)}
+
     def keys(self, task_B: Tensor) -> Tensor:
         """Return keys_BH: each row's task's prompt max-pooled over its positions (paper section 3.2)."""
         return self.prompts_NPH.amax(dim=1).index_select(0, task_B)

@@ -30,13 +30,16 @@ def in_upload() -> bool:
     return bool((found.get("runtime_env") or {}).get("working_dir"))
 
 
-def check_places(config: Config, *, uploaded: bool | None = None, search: bool = False) -> None:
-    """Refuse a bank, runs or searches that would be lost with the upload a job works in.
+def check_places(
+    config: Config, *, uploaded: bool | None = None, search: bool = False, study: bool = False
+) -> None:
+    """Refuse a bank, runs, searches or studies that would be lost with the upload a job works in.
 
     Args:
         config: What the job is going to do.
         uploaded: Whether the job works in an upload; None asks this process's environment.
         search: Whether it searches.
+        study: Whether it does a study.
 
     Raises:
         ClusterError: One of them is a relative path.
@@ -47,6 +50,8 @@ def check_places(config: Config, *, uploaded: bool | None = None, search: bool =
     if search:
         places["search.directory"] = config.search.directory
         places["search.storage"] = config.search.storage or "/"
+    if study:
+        places["study.directory"] = config.study.directory
     relative = {name: place for name, place in places.items() if _is_relative(place)}
     if relative:
         named = " and ".join(f"{name} '{place}'" for name, place in relative.items())

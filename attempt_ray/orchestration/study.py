@@ -60,6 +60,8 @@ class PoolEvent:
     key: str
     facts: Mapping[str, Any] = field(default_factory=dict)
     """`progress`: what the run said of itself; `finished`: its report; the others: `error`."""
+    directory: str = ""
+    """`finished`: where the run is kept."""
 
 
 OnEvent = Callable[[PoolEvent], None]
@@ -120,7 +122,9 @@ class Study:
                         attempts=event["attempts"],
                     )
                 )
-                self._on_event(PoolEvent(kind="finished", key=key, facts=result["report"]))
+                self._on_event(
+                    PoolEvent(kind="finished", key=key, facts=result["report"], directory=result["directory"])
+                )
             elif kind == "failed":
                 self._fail(key, event["error"], attempts=event["attempts"])
             elif kind == "retried":

@@ -30,6 +30,8 @@ class TargetWeights:
     task: str
     weights: Mapping[str, float]
     """By candidate, the target last; they sum to 1. Mean over test instances, then over seeds."""
+    std: Mapping[str, float]
+    """By candidate, the same order: standard deviation over the test instances of a run, mean over seeds."""
     entropy_nats: float
     """Mean over instances of the entropy of each one's weights, then over seeds."""
     uniform_entropy_nats: float
@@ -133,6 +135,7 @@ class AttentionTable:
                     "label": row.label,
                     "task": row.task,
                     "weights": dict(row.weights),
+                    "std": dict(row.std),
                     "top_source": row.top_source,
                     "entropy_nats": row.entropy_nats,
                     "uniform_entropy_nats": row.uniform_entropy_nats,
@@ -184,10 +187,12 @@ def _row(label: str, task: str, *, by_seed: Mapping[int, Attention], parents: Se
     weights = {name: statistics.fmean(each[seed].get(name, 0.0) for seed in seeds) for name in names}
     if TARGET in weights:
         weights[TARGET] = weights.pop(TARGET)
+    spread = {seed: dict(zip(by_seed[seed].candidates, by_seed[seed].std, strict=True)) for seed in seeds}
     return TargetWeights(
         label=label,
         task=task,
         weights=weights,
+        std={name: statistics.fmean(spread[seed].get(name, 0.0) for seed in seeds) for name in weights},
         entropy_nats=statistics.fmean(by_seed[seed].entropy_nats for seed in seeds),
         uniform_entropy_nats=statistics.fmean(by_seed[seed].uniform_entropy_nats for seed in seeds),
         test_rows=by_seed[seeds[0]].n,

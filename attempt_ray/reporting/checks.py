@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
+from attempt_ray.config import METHODS
 from attempt_ray.reporting.runs import Run
+
+_CHANGING = {name for name, facts in METHODS.items() if facts.backbone != "frozen"}
 
 WANTED_SEEDS = 3
 """Fewest seeds whose spread means something (notes on the paper: it reports none)."""
+
+_NAMED = 4
+"""Most methods that a sentence on what they have in common names."""
 
 
 def newest(runs: Iterable[Run]) -> tuple[tuple[Run, ...], tuple[str, ...]]:
@@ -51,7 +57,7 @@ def _of_single_runs(runs: Sequence[Run]) -> list[str]:
                 constant[report.label, task].append(report.seed)
         if report.warmup_steps >= report.steps:
             cold[report.label, "+".join(report.tasks)].append(report.seed)
-        if report.backbone_unchanged is False and report.method != "finetune":
+        if report.backbone_unchanged is False and report.method not in _CHANGING:
             found.append(
                 f"{run.directory.name}: the backbone changed during the run, though it is to be frozen"
             )
@@ -60,12 +66,12 @@ def _of_single_runs(runs: Sequence[Run]) -> list[str]:
                 f"{run.directory.name}: {run.unreadable_lines} unreadable lines of metrics.jsonl skipped"
             )
     found += [
-        f"{label} answers {task} with one and the same answer (seeds {_listed(seeds)}): its score is no skill"
-        for (label, task), seeds in constant.items()
+        f"{label} answers {tasks} with one and the same answer (seeds {seeds}): its score is no skill"
+        for label, tasks, seeds in _by_label(constant)
     ]
     found += [
-        f"{label} on {task}: warm-up never ended (seeds {_listed(seeds)}), the peak learning rate was not reached"
-        for (label, task), seeds in cold.items()
+        f"{label} on {tasks}: warm-up never ended (seeds {seeds}), the peak learning rate was not reached"
+        for label, tasks, seeds in _by_label(cold)
     ]
     return found
 
@@ -80,12 +86,12 @@ def _of_comparisons(runs: Sequence[Run]) -> list[str]:
             rows[task].add(run.test_rows(task))
             if task in run.report.data_sha256:
                 data[task].add(run.report.data_sha256[task])
+    unequal: dict[str, list[str]] = defaultdict(list)
+    for task, of_task in sorted(steps.items()):
+        if len(set().union(*of_task.values())) > 1:
+            unequal[", ".join(_alike(of_task))].append(task)
     found = [
-        f"{task}: methods took unequal steps ("
-        + ", ".join(f"{label} {_listed(counts)}" for label, counts in sorted(of_task.items()))
-        + ")"
-        for task, of_task in sorted(steps.items())
-        if len(set().union(*of_task.values())) > 1
+        f"{', '.join(tasks)}: methods took unequal steps ({shares})" for shares, tasks in unequal.items()
     ]
     found += [
         f"{task}: test sets of unequal size ({_listed(counts)})"
@@ -122,6 +128,28 @@ def _of_seeds(runs: Sequence[Run]) -> list[str]:
         f"(at least {WANTED_SEEDS} wanted)"
         for (count, tasks), labels in alike.items()
     ]
+
+
+def _by_label(seeds: Mapping[tuple[str, str], Iterable[int]]) -> list[tuple[str, str, str]]:
+    """Return label, tasks and seeds, the tasks together on which a label has the same seeds."""
+    found: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for (label, task), of_task in seeds.items():
+        found[label, _listed(of_task)].append(task)
+    return [(label, ", ".join(tasks), listed) for (label, listed), tasks in found.items()]
+
+
+def _alike(steps: Mapping[str, Iterable[int]]) -> list[str]:
+    """Return labels with their steps, those together that took the same; the most, where they are many, as all others."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for label, counts in sorted(steps.items()):
+        found[_listed(counts)].append(label)
+    most = max(found, key=lambda counts: len(found[counts]))
+    if len(found[most]) > _NAMED:
+        return [
+            *(f"{' and '.join(found[counts])} {counts}" for counts in found if counts != most),
+            f"all others {most}",
+        ]
+    return [f"{' and '.join(labels)} {counts}" for counts, labels in found.items()]
 
 
 def _listed(values: Iterable[int]) -> str:

@@ -2,7 +2,8 @@
 
 Useful operations are what no exact method can do without: padding is not counted, nor the gradient of frozen weights, nor keys and values
 of the encoder's output where the decoder asks so few questions that they need not be formed. Memory is that of
-`model.frozen_t5` without dropout: what its backward pass reads, and what a layer needs while it is computed.
+`model.frozen_t5`: what its backward pass reads, and what a layer needs while it is computed; or that of a whole model in
+which weights train.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def training_flops(shape: BackboneShape, rows: Iterable[tuple[int, int]]) -> flo
 
 @dataclass(frozen=True, kw_only=True)
 class StepMemory:
-    """Bytes that a training step takes at its peak, optimizer and prompts left out: they are megabytes."""
+    """Bytes that a training step takes at its peak; optimizer and prompts of a frozen model are left out: megabytes."""
 
     weights: int
     """The frozen weights."""
@@ -60,11 +61,14 @@ class StepMemory:
     """What the widest layer's backward pass needs for itself."""
     libraries: int = 80_000_000
     """What torch and its matrix library take for themselves once they compute, as measured on a processor."""
+    optimizer: int = 0
+    """Gradients and Adam's two moments of weights that train."""
 
     @property
     def peak(self) -> int:
         """All of them, but of output and workspace the greater one alone: they are not needed at one time."""
-        return self.weights + self.activations + max(self.output, self.workspace) + self.libraries
+        steady = self.weights + self.optimizer + self.activations + self.libraries
+        return steady + max(self.output, self.workspace)
 
 
 def step_memory(
@@ -76,8 +80,9 @@ def step_memory(
     weight_bytes: int,
     padded: bool = True,
     recompute: bool = False,
+    dropout: bool = False,
 ) -> StepMemory:
-    """Return the memory of a training step.
+    """Return the memory of a training step on a frozen backbone.
 
     Args:
         shape: The backbone.
@@ -87,6 +92,7 @@ def step_memory(
         weight_bytes: Bytes of a number of the frozen weights: 4 in float32, 2 in bfloat16.
         padded: Some rows are padded, so that each has a position bias of its own.
         recompute: Encoder layers are computed again in the backward pass (`backbone.recompute`).
+        dropout: The backbone drops out, which keeps masks, and every softmax of the encoder.
     """
     d, inner, heads = shape.width, shape.inner, shape.heads
     read, written = rows * tokens, rows * targets
@@ -94,6 +100,8 @@ def step_memory(
     inside = 2 * shape.feed_forward * weight_bytes if shape.gated else shape.feed_forward
     # Attention keeps the logarithm of every softmax's sum in float32, a norm its row's scale.
     layer = (2 * d + 4 * inner) * weight_bytes + inside + 4 * (heads + 2)
+    if dropout:
+        layer += heads * tokens * (2 * weight_bytes + 1) + 2 * d + shape.feed_forward
     encoder = shape.encoder_layers * layer
     if recompute:
         encoder = shape.encoder_layers * d * weight_bytes + layer
@@ -107,6 +115,42 @@ def step_memory(
         activations=read * (encoder + ends) + written * (decoder + d * weight_bytes + asked) + bias,
         output=logits * (2 * weight_bytes + 3 * 4),
         workspace=read * ((4 if shape.gated else 2) * shape.feed_forward + 2 * d) * weight_bytes,
+    )
+
+
+def trained_memory(
+    shape: BackboneShape, *, rows: int, tokens: int, targets: int, weight_bytes: int, trained: int
+) -> StepMemory:
+    """Return the memory of a training step in which weights inside the model train.
+
+    Every layer keeps what automatic differentiation of transformers' T5 reads: inputs of norms and products, queries, keys
+    and values, softmax and mask, and both sides of the feed-forward (Korthikanti et al. 2022, section 4.1, for T5's layers).
+
+    Args:
+        shape: The backbone.
+        rows: Rows of the batch.
+        tokens: Encoder input of a row, padding included.
+        targets: Target tokens of a row.
+        weight_bytes: Bytes of a number of weights and activations.
+        trained: Numbers that train, in float32.
+    """
+    d, inner, heads, wide = shape.width, shape.inner, shape.heads, shape.feed_forward
+    read, written = rows * tokens, rows * targets
+    masks = 2 * d + wide
+    feed_forward = (2 * d + (4 if shape.gated else 2) * wide) * weight_bytes + masks
+    attention = (2 * d + 4 * inner) * weight_bytes
+    softmax = heads * (2 * weight_bytes + 1)
+    encoder = attention + softmax * tokens + feed_forward
+    decoder = 2 * attention + softmax * (targets + tokens) + feed_forward + d
+    kept = shape.encoder_layers * read * encoder
+    kept += shape.decoder_layers * (written * decoder + read * 2 * inner * weight_bytes)
+    logits = written * shape.vocabulary
+    return StepMemory(
+        weights=shape.parameters(vocabulary=shape.vocabulary) * weight_bytes,
+        activations=kept + (read + written) * 2 * d * weight_bytes,
+        output=logits * (2 * weight_bytes + 3 * 4),
+        workspace=read * (2 * wide + 2 * d) * weight_bytes,
+        optimizer=trained * 3 * 4,
     )
 
 

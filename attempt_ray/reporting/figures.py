@@ -1,14 +1,11 @@
 """Figures as PNG bytes: results, learning curves and the attention heatmap.
 
-Colours are Okabe and Ito's eight, told apart by the colour-blind; methods differ in marker and line style as well.
 matplotlib is imported when a figure is drawn and used through its object API, so no global state is touched.
 """
 
 from __future__ import annotations
 
-import io
-import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,27 +13,16 @@ from numpy.typing import NDArray
 
 from attempt_ray.reporting import checks
 from attempt_ray.reporting.attention import TARGET, AttentionTable, TargetWeights
+from attempt_ray.reporting.drawing import GREY, new_figure, png, strip, style_of, write_legend, write_title
 from attempt_ray.reporting.runs import Run
 from attempt_ray.reporting.tables import ResultsTable, Row, Spread, method_name, method_order
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
     from matplotlib.image import AxesImage
 
 Curve = tuple[Sequence[int], Sequence[float]]
 
-_DPI = 150
-_STYLES: Mapping[str, tuple[str, str, Any]] = {
-    "finetune": ("#000000", "s", (0, (1, 1))),
-    "prompt_tuning": ("#E69F00", "^", "--"),
-    "spot": ("#009E73", "D", "-."),
-    "spot_similar": ("#CC79A7", "v", (0, (3, 1, 1, 1, 1, 1))),
-    "attempt": ("#0072B2", "o", "-"),
-    "attempt_mt": ("#D55E00", "P", "-"),
-}
-_SPARE = (("#56B4E9", "X", "--"), ("#8C6D31", "<", "-."), ("#7F7F7F", ">", ":"))
-_GREY = "#666666"
 _PARENT = "#D55E00"
 _LOSS_BINS = 60
 _TASK_COLUMNS = 4
@@ -51,11 +37,11 @@ def results_chart(table: ResultsTable) -> bytes | None:
     shared = table.shared_tasks
     with_mean = len(shared) > 1
     height = (0.16 if len(lines) <= 8 else 0.11) * len(table.rows) + 0.2
-    figure = _figure(9.0, 1.9 + height * (len(lines) + with_mean))
+    figure = new_figure(9.0, 1.9 + height * (len(lines) + with_mean))
     axes = figure.subplots()
     offsets = np.linspace(0.36, -0.36, len(table.rows)) if len(table.rows) > 1 else np.zeros(1)
     for index, row in enumerate(table.rows):
-        colour, marker, _ = _style(row.label, labels)
+        colour, marker, _ = style_of(row.label, labels)
         spreads: list[Spread | None] = [row.cells.get(column.task) for column in lines]
         if with_mean:
             spreads.append(row.mean(shared))
@@ -90,16 +76,16 @@ def results_chart(table: ResultsTable) -> bytes | None:
         axes.axhline(edge - 0.5, color="#DDDDDD", lw=0.8, zorder=0)
     axes.set_xlabel("test score (headline metric, points)")
     axes.grid(visible=True, axis="x", color="#E5E5E5", lw=0.8)
-    _plain(axes)
+    strip(axes)
     axes.tick_params(axis="y", length=0)
-    _title(
+    write_title(
         figure,
         "Results on the test split",
         f"marker: mean over {_seed_range(table.rows)}; bar: ±1 standard deviation; ticks: single seeds; "
         "n: test examples",
     )
-    _legend(figure, axes)
-    return _png(figure)
+    write_legend(figure, axes)
+    return png(figure)
 
 
 def attention_heatmap(table: AttentionTable) -> bytes | None:
@@ -113,7 +99,7 @@ def attention_heatmap(table: AttentionTable) -> bytes | None:
     columns = len(table.candidates)
     ceiling = max(max(row.weights.values()) for row in table.rows)
     panel = 0.62 * columns + 1.7
-    figure = _figure(max(6.5, panel * len(table.labels) + 0.6), 2.3 + 0.38 * most)
+    figure = new_figure(max(6.5, panel * len(table.labels) + 0.6), 2.3 + 0.38 * most)
     panels = np.atleast_1d(figure.subplots(1, len(table.labels), squeeze=False)[0])
     images = []
     for axes, label in zip(panels, table.labels, strict=True):
@@ -124,14 +110,14 @@ def attention_heatmap(table: AttentionTable) -> bytes | None:
     bar.ax.tick_params(labelsize=8, length=0)
     seeds = sorted({len(row.by_seed) for row in table.rows})
     framed = any(row.parents for row in table.rows)
-    _title(
+    write_title(
         figure,
         "What attends to what: mean mixing weight of each candidate prompt",
         f"mean over test instances (n in brackets) and {_count(seeds)}; bold: most attended source; "
         + ("frame: true parent; " if framed else "")
         + f"H: mean entropy per instance, nats (uniform {table.rows[0].uniform_entropy_nats:.2f})",
     )
-    return _png(figure)
+    return png(figure)
 
 
 def _heatmap_panel(
@@ -167,9 +153,9 @@ def _heatmap_panel(
             ha="left",
             va="center",
             fontsize=8,
-            color=_GREY,
+            color=GREY,
         )
-    axes.text(len(candidates) - 0.3, -0.62, "H", ha="left", va="bottom", fontsize=9, color=_GREY)
+    axes.text(len(candidates) - 0.3, -0.62, "H", ha="left", va="bottom", fontsize=9, color=GREY)
     axes.set_xticks(range(len(candidates)), ["own prompt" if name == TARGET else name for name in candidates])
     axes.tick_params(axis="x", rotation=40, length=0)
     for tick in axes.get_xticklabels():
@@ -184,7 +170,7 @@ def _heatmap_panel(
     for spine in axes.spines.values():
         spine.set_visible(False)
     if TARGET in candidates:
-        axes.axvline(len(candidates) - 1.5, color=_GREY, lw=1.2)
+        axes.axvline(len(candidates) - 1.5, color=GREY, lw=1.2)
     return image
 
 
@@ -202,14 +188,14 @@ def learning_curves(runs: Iterable[Run]) -> bytes | None:
     panels += [(task, [run for run in sources if task in run.report.tasks]) for task in _tasks(sources)]
     width = min(_TASK_COLUMNS, max(2, len(panels)))
     depth = -(-len(panels) // width)
-    figure = _figure(3.1 * width + 0.4, 4.6 + 2.3 * depth)
+    figure = new_figure(3.1 * width + 0.4, 4.6 + 2.3 * depth)
     grid = figure.add_gridspec(depth + 1, 2 * width, height_ratios=[1.25, *([1.0] * depth)])
     labels = method_order(run.report.label for run in kept)
     overview = targets or sources
     loss_axes = figure.add_subplot(grid[0, :width])
     dev_axes = figure.add_subplot(grid[0, width:])
     for label, of_label in _by_label(overview):
-        style = _style(label, labels)
+        style = style_of(label, labels)
         _draw(loss_axes, [_binned(run.curve("loss")) for run in of_label], style, overview=method_name(label))
         _draw(dev_axes, [run.curve("dev/mean") for run in of_label], style, overview=method_name(label))
     noun = "target" if targets else "source"
@@ -221,7 +207,7 @@ def learning_curves(runs: Iterable[Run]) -> bytes | None:
         row, column = divmod(index, width)
         axes = figure.add_subplot(grid[row + 1, 2 * column : 2 * column + 2])
         for label, of_label in _by_label(of_task):
-            style = _style(label, labels)
+            style = style_of(label, labels)
             _draw(axes, [_dev_curve(run, task) for run in of_label], style)
         first = of_task[0]
         kind = " (source)" if first.report.job == "source" else ""
@@ -230,19 +216,19 @@ def learning_curves(runs: Iterable[Run]) -> bytes | None:
         if row == depth - 1 or index + width >= len(panels):
             axes.set_xlabel("optimizer step", fontsize=8)
     for axes in figure.axes:
-        _plain(axes)
+        strip(axes)
         axes.grid(visible=True, color="#EBEBEB", lw=0.8)
         axes.tick_params(labelsize=8)
         axes.locator_params(axis="x", nbins=5)
     counted = [f"{len(targets)} target" if targets else "", f"{len(sources)} source" if sources else ""]
-    _title(
+    write_title(
         figure,
         "Learning curves",
         f"{' and '.join(part for part in counted if part)} runs; line: mean over runs; band: smallest "
         f"to largest run; loss in at most {_LOSS_BINS} bins of steps",
     )
-    _legend(figure, loss_axes)
-    return _png(figure)
+    write_legend(figure, loss_axes)
+    return png(figure)
 
 
 def _tasks(runs: Sequence[Run]) -> tuple[str, ...]:
@@ -299,51 +285,6 @@ def _draw(
     )
 
 
-def _figure(width: float, height: float) -> Figure:
-    """Return an empty figure, sizes in inches, laid out so that nothing is cut off."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _title(figure: Figure, title: str, explanation: str) -> None:
-    """Write what is shown, and below it what it rests on, broken to the figure's width."""
-    lines = textwrap.wrap(explanation, width=int(figure.get_figwidth() * 13))
-    text = "\n".join(lines)
-    figure.suptitle(f"{title}\n{text}", fontsize=9.5, linespacing=1.4)
-
-
-def _legend(figure: Figure, axes: Axes) -> None:
-    handles, labels = axes.get_legend_handles_labels()
-    if not handles:
-        return
-    figure.legend(
-        handles,
-        labels,
-        loc="outside lower center",
-        ncols=min(6, max(1, len(labels))),
-        frameon=False,
-        fontsize=9,
-    )
-
-
-def _plain(axes: Axes) -> None:
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    axes.set_axisbelow(True)
-
-
-def _style(label: str, among: Iterable[str]) -> tuple[str, str, Any]:
-    """Return colour, marker and line style of a method; unknown ones take the spare styles in order."""
-    if label in _STYLES:
-        return _STYLES[label]
-    others = [name for name in among if name not in _STYLES]
-    return _SPARE[others.index(label) % len(_SPARE)]
-
-
 def _seed_range(rows: Sequence[Row]) -> str:
     return _count(sorted({len(cell.by_seed) for row in rows for cell in row.cells.values()}))
 
@@ -352,9 +293,3 @@ def _count(seeds: Sequence[int]) -> str:
     if len(seeds) > 1:
         return f"{seeds[0]} to {seeds[-1]} seeds"
     return "1 seed" if seeds[0] == 1 else f"{seeds[0]} seeds"
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
-    return buffer.getvalue()

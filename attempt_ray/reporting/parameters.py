@@ -1,4 +1,7 @@
-"""The paper's parameter accounting (Table 2, section 6.2) from a backbone's shape alone: no weights are loaded."""
+"""The paper's parameter accounting (Table 2, section 6.2) from a backbone's shape alone: no weights are loaded.
+
+LoRA, MPT and DePT, which came later, are counted with it.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from attempt_ray import __file__ as _package_file
+from attempt_ray.config import AdapterConfig, DeptConfig, LoraConfig
 from attempt_ray.errors import ConfigError, unknown_name
 from attempt_ray.reporting import markdown
 
-_ADAPTER_REDUCTION = 32
 _POSITION_BUCKETS = 32  # T5's relative position bias, one table in the encoder and one in the decoder
 
 
@@ -36,6 +39,8 @@ class BackboneShape:
     """Gated feed-forward, two input matrices (T5 v1.1, Flan, mT5)."""
     tied: bool = True
     """Output layer shares the embedding matrix (T5 v1.0)."""
+    dropout: float = 0.1
+    """The model's own while it trains."""
 
     @property
     def inner(self) -> int:
@@ -60,7 +65,7 @@ class BackboneShape:
     @property
     def adapter_width(self) -> int:
         """Bottleneck of the adapters, d / 32 as in the authors' configs."""
-        return max(1, self.width // _ADAPTER_REDUCTION)
+        return max(1, self.width // AdapterConfig().reduction)
 
     @property
     def adapter(self) -> int:
@@ -77,6 +82,11 @@ class BackboneShape:
         encoder = self.encoder_layers * (attention + feed_forward)
         decoder = self.decoder_layers * (2 * attention + feed_forward)
         return encoder + decoder + self.norms * self.width + self.vocabulary
+
+    def lora(self, rank: int) -> int:
+        """Updates of that rank of the query and value matrices of every attention."""
+        attentions = self.encoder_layers + 2 * self.decoder_layers
+        return 2 * attentions * rank * (self.width + self.inner)
 
 
 def _t5(
@@ -183,7 +193,9 @@ class ParameterTable:
 def parameter_table(
     backbone: str | None, *, prompt_length: int = 100, bottleneck: int = 100, num_tasks: int = 4
 ) -> ParameterTable:
-    """Return the trainable parameters per task of every method the paper compares.
+    """Return the trainable parameters per task of every method the paper compares, and of those that came later.
+
+    LoRA and DePT are counted at the defaults of `LoraConfig` and `DeptConfig`.
 
     Args:
         backbone: ``t5-small`` to ``t5-11b`` (an organisation before it is allowed), ``nano``, a directory with a
@@ -250,7 +262,7 @@ def _counts(shape: BackboneShape, *, m: int, r: int, tasks: int) -> tuple[Count,
 
     def add(method: str, formula: str, per_task: float, note: str = "") -> None:
         multi = method.endswith("-MT")
-        printed = _PRINTED[method] if as_paper and (not multi or tasks == 4) else None
+        printed = _PRINTED.get(method) if as_paper and (not multi or tasks == 4) else None
         if as_paper and method == "ATTEMPT-MT" and tasks == 8:
             printed = "96k"
             note = "v2 of the paper"
@@ -260,12 +272,22 @@ def _counts(shape: BackboneShape, *, m: int, r: int, tasks: int) -> tuple[Count,
     add("FT", "all weights", whole, f"embeddings cut to the tokenizer's {shape.tokens:,} rows" if cut else "")
     add("Adapter", f"adapters of width {shape.adapter_width} + norm gains", shape.adapter)
     add("BitFit", "added biases", shape.bitfit, f"{shape.vocabulary:,} of them in the output layer")
+    lora, dept = LoraConfig(), DeptConfig()
+    add("LoRA", f"2 r (d + inner) per attention, r = {lora.rank}", shape.lora(lora.rank), "Hu et al. 2022")
     add("PT", "m d", prompt)
     add("SPoT", "m d", prompt)
     add("ATTEMPT-ST", "m d + 2 d r + 2 d", prompt + attention)
+    add("MPT", "m d + m + d", prompt + m + d, "Wang et al. 2023")
+    add(
+        "DePT",
+        f"{dept.length} d + r ({dept.positions} + d), r = {dept.rank}",
+        dept.length * d + dept.rank * (dept.positions + d),
+        "Shi and Lipani 2024",
+    )
     add("FT-MT", "FT / N", whole / tasks)
     add("Adapter-MT", "Adapter / N", shape.adapter / tasks)
     add("SPoT-MT", "m d / N", prompt / tasks)
+    add("MPT-MT", "m d / N + m + d", prompt / tasks + m + d, "Wang et al. 2023")
     twice = "the paper counts the prompt twice: m d + ATTEMPT-ST / 4" if as_paper and tasks == 4 else ""
     add("ATTEMPT-MT", "m d + (2 d r + 2 d) / N", prompt + attention / tasks, twice)
     return tuple(found)
@@ -307,6 +329,7 @@ def _read_shape(name: str, path: Path) -> BackboneShape:
             tokens=int(content["vocab_size"]),
             gated=str(content.get("feed_forward_proj", "relu")).startswith("gated-"),
             tied=bool(content.get("tie_word_embeddings", True)),
+            dropout=float(content.get("dropout_rate", 0.1)),
         )
     except OSError as error:
         raise ConfigError(f"backbone '{name}': cannot read {path}: {error.strerror}") from None

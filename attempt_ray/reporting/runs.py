@@ -26,6 +26,7 @@ from attempt_ray.errors import DataError
 _FIX = "finish some runs with `python -m jobs.run_pipeline`, or set `runs` to the directory that holds them"
 _MOST_BYTES = 2**30
 """No report or history of a run is larger."""
+_FILES = ("config.json", "state.json", "metrics.jsonl", "report.json")
 _AT_ONCE = 8
 """Runs fetched from a store at once."""
 
@@ -86,6 +87,7 @@ class Report(_Record):
     bank: Mapping[str, str] | None = None
     parents: tuple[str, ...] = ()
     constant_prediction: Mapping[str, bool] = {}
+    examples_sha256: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,11 +178,16 @@ def read_runs(root: Path, *, digests: Collection[str] | None = None) -> RunSet:
 
 
 @contextmanager
-def fetched(place: str) -> Iterator[Path]:
+def fetched(place: str, *, names: Collection[str] | None = None, examples: bool = False) -> Iterator[Path]:
     """Hold the directory of run directories at a path or URI as one of this machine, for the time of the block.
 
     Of an object store it is a temporary one with what reporting reads of every run; of earlier reports it holds the
     names alone.
+
+    Args:
+        place: The path or URI.
+        names: Fetch the runs of these names alone; None fetches all.
+        examples: Fetch their answers row by row too.
 
     Raises:
         ConfigError: `place` is neither a path nor a URI that pyarrow opens.
@@ -192,23 +199,25 @@ def fetched(place: str) -> Iterator[Path]:
         yield storage.root if "://" in place else Path(place).expanduser()
         return
     with tempfile.TemporaryDirectory(prefix="attempt-runs-") as root, ThreadPoolExecutor(_AT_ONCE) as pool:
-        names = [
+        found = [
             entry.name
             for entry in storage.entries("")
             if entry.kind == "directory" and not entry.name.startswith(".")
+            if names is None or entry.name in names
         ]
-        list(pool.map(lambda name: _fetch(storage, name, Path(root) / name), names))
+        wanted = (*_FILES, "examples.jsonl") if examples else _FILES
+        list(pool.map(lambda name: _fetch(storage, name, Path(root) / name, files=wanted), found))
         yield Path(root)
 
 
-def _fetch(storage: Storage, name: str, directory: Path) -> None:
+def _fetch(storage: Storage, name: str, directory: Path, *, files: Collection[str]) -> None:
     directory.mkdir()
     entries = storage.entries(name)
     found = {entry.name: entry for entry in entries if entry.kind == "file"}
     if "report.md" in found:
         (directory / "report.md").touch()
         return
-    for file in ("config.json", "state.json", "metrics.jsonl", "report.json"):
+    for file in files:
         if file in found:
             _fetch_file(storage, f"{name}/{file}", directory / file, found[file].modified)
     if any(entry.name == ".lease" and entry.kind == "directory" for entry in entries):

@@ -12,11 +12,23 @@ from attempt_ray.reporting.runs import Run
 
 METHODS = {
     "finetune": "full fine-tuning",
+    "adapter": "Adapter",
+    "bitfit": "BitFit",
+    "lora": "LoRA",
     "prompt_tuning": "prompt tuning",
     "spot": "SPoT",
     "spot_similar": "SPoT (similar source)",
+    "spot_generic": "SPoT-g",
+    "spot_targeted": "SPoT-t",
     "attempt": "ATTEMPT",
+    "mpt": "MPT",
+    "dept": "DePT",
+    "finetune_mt": "full fine-tuning-MT",
+    "adapter_mt": "Adapter-MT",
+    "spot_generic_mt": "SPoT-g-MT",
+    "spot_targeted_mt": "SPoT-t-MT",
     "attempt_mt": "ATTEMPT-MT",
+    "mpt_mt": "MPT-MT",
 }
 """Rows of the table, in order, and how they are printed; other labels follow under their own names."""
 

@@ -20,7 +20,8 @@ from attempt_ray.tasks.spec import Example, Task, TaskKind, TemplateOptions
 
 _UNPARSABLE = -1.0
 """Score that stands for a generated text which is no number (authors' code)."""
-_INVALID = -1
+INVALID = -1
+"""Class id of an answer outside the label set."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,23 +84,23 @@ def headline(task: Task, scores: Mapping[str, float]) -> float:
     return scores[task.metrics[0]]
 
 
-def _class_ids(answers: Answers) -> tuple[list[int], list[int]]:
-    """Return gold and predicted class ids; an answer outside the label set is `_INVALID`."""
+def class_ids(answers: Answers) -> tuple[list[int], list[int]]:
+    """Return gold and predicted class ids; an answer outside the label set is `INVALID`."""
     ids = {label: class_id for class_id, label in enumerate(answers.labels)}
     golds = [ids[example.target] for example in answers.examples]
-    return golds, [ids.get(prediction, _INVALID) for prediction in answers.predictions]
+    return golds, [ids.get(prediction, INVALID) for prediction in answers.predictions]
 
 
-def _wrong_where_invalid(answers: Answers) -> tuple[list[int], list[int]]:
+def wrong_where_invalid(answers: Answers) -> tuple[list[int], list[int]]:
     """Return gold and predicted class ids; an invalid answer is the class after the gold one, so the opposite of two."""
-    golds, predicted = _class_ids(answers)
+    golds, predicted = class_ids(answers)
     classes = len(answers.labels)
     pairs = zip(golds, predicted, strict=True)
-    return golds, [(gold + 1) % classes if found == _INVALID else found for gold, found in pairs]
+    return golds, [(gold + 1) % classes if found == INVALID else found for gold, found in pairs]
 
 
 def _accuracy(answers: Answers) -> float:
-    golds, predicted = _class_ids(answers)
+    golds, predicted = class_ids(answers)
     return fmean(gold == found for gold, found in zip(golds, predicted, strict=True))
 
 
@@ -107,7 +108,7 @@ def _f1(answers: Answers) -> float:
     """F1 of class 1; 0 where that class is neither there nor predicted."""
     from sklearn.metrics import f1_score
 
-    golds, predicted = _wrong_where_invalid(answers)
+    golds, predicted = wrong_where_invalid(answers)
     return float(f1_score(golds, predicted, labels=[0, 1], pos_label=1, average="binary", zero_division=0))
 
 
@@ -115,8 +116,8 @@ def _macro_f1(answers: Answers) -> float:
     """Mean F1 over the classes that are there or were predicted; an invalid answer is a miss of its gold class."""
     from sklearn.metrics import f1_score
 
-    golds, predicted = _class_ids(answers)
-    classes = sorted({*golds, *predicted} - {_INVALID})
+    golds, predicted = class_ids(answers)
+    classes = sorted({*golds, *predicted} - {INVALID})
     return float(f1_score(golds, predicted, labels=classes, average="macro", zero_division=0))
 
 
@@ -124,7 +125,7 @@ def _matthews(answers: Answers) -> float:
     """Matthews correlation; 0 where either side is constant."""
     from sklearn.metrics import matthews_corrcoef
 
-    golds, predicted = _wrong_where_invalid(answers)
+    golds, predicted = wrong_where_invalid(answers)
     if len(set(golds)) == 1 or len(set(predicted)) == 1:
         return 0.0
     return float(matthews_corrcoef(golds, predicted))
@@ -138,7 +139,8 @@ def _group_em(answers: Answers) -> float:
     return fmean(right.values())
 
 
-def _numbers(answers: Answers) -> tuple[list[float], list[float]]:
+def numbers(answers: Answers) -> tuple[list[float], list[float]]:
+    """Return gold and predicted numbers; a text that is none counts as -1, as in the authors' code."""
     golds = [float(example.target) for example in answers.examples]
     return golds, [_number(prediction) for prediction in answers.predictions]
 
@@ -164,13 +166,13 @@ def _correlated(golds: Sequence[float], predicted: Sequence[float]) -> float:
 
 
 def _pearson(answers: Answers) -> float:
-    return _correlated(*_numbers(answers))
+    return _correlated(*numbers(answers))
 
 
 def _spearman(answers: Answers) -> float:
     from scipy.stats import rankdata
 
-    golds, predicted = _numbers(answers)
+    golds, predicted = numbers(answers)
     return _correlated(rankdata(golds).tolist(), rankdata(predicted).tolist())
 
 

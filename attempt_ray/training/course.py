@@ -33,6 +33,7 @@ from attempt_ray.training.checkpoint import (
 )
 from attempt_ray.training.directory import History, RunDirectory, run_name
 from attempt_ray.training.evaluation import Evaluation, evaluate
+from attempt_ray.training.examples import example_lines
 from attempt_ray.training.ingredients import Ingredients, forget_backbone, gather
 from attempt_ray.training.loop import Progress, Training
 from attempt_ray.training.mirror import open_run
@@ -244,6 +245,9 @@ def _completed(run: _Run, learn: Learn) -> Generator[Training, Progress | Except
         else {}
     )
     report |= {"bank": references, "best_sha256": best_sha256}
+    if run.config.job == "target" and finals:
+        splits = {split.task.name: split for split in run.ingredients.test}
+        report["examples_sha256"] = directory.write_examples(example_lines(splits, finals))
     if not run.ingredients.train:
         report["label"] = "attempt_prior"
     directory.write_report(report)
@@ -427,12 +431,12 @@ def _final_scores(
 
 
 def _backbone_unchanged(run: _Run) -> bool | None:
-    """Check that the frozen weights are those from before; return None where they are meant to move.
+    """Check that the frozen weights are those from before; return None where the run has a backbone of its own.
 
     Raises:
         BackboneError: They moved, so nothing that the run learned can be trusted.
     """
-    if run.config.method == "finetune":
+    if run.config.facts.backbone != "frozen":
         return None
     found = run.ingredients.backbone.fingerprint()
     if found != run.ingredients.fingerprint:

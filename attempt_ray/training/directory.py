@@ -1,7 +1,7 @@
 """The directory of a run: who writes to it, its history and its report.
 
 <runs>/<job>-<method>-<tasks>-s<seed>-<digest>/
-    config.json, state.json, metrics.jsonl, checkpoints/, best.safetensors, report.json
+    config.json, state.json, metrics.jsonl, checkpoints/, best.safetensors, examples.jsonl, report.json
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from safetensors import torch as safetensors
 from torch import Tensor
 
 from attempt_ray.bank.durable import remove_temporaries, storage_errors, write_durably
-from attempt_ray.config import Config
+from attempt_ray.config import Config, joined
 from attempt_ray.errors import ConfigError, DroppedError, IntegrityError, StoppedError
 
 if TYPE_CHECKING:
@@ -30,28 +30,20 @@ if TYPE_CHECKING:
 LEASE_SECONDS = 5.0
 """Longest wait for another process to leave the run; a killed one may take a moment to be gone."""
 
-LEASE, CONFIG, STATE, METRICS, BEST, REPORT = (
+LEASE, CONFIG, STATE, METRICS, BEST, EXAMPLES, REPORT = (
     ".lease",
     "config.json",
     "state.json",
     "metrics.jsonl",
     "best.safetensors",
+    "examples.jsonl",
     "report.json",
 )
-_MAX_TASKS_CHARACTERS = 60
 
 
 def run_name(config: Config, digest: str) -> str:
     """Return the name of a run's directory."""
     return f"{config.job}-{config.method}-{joined(config.tasks)}-s{config.seed}-{digest}"
-
-
-def joined(tasks: tuple[str, ...]) -> str:
-    """Return a name for tasks that were trained together, short enough for a directory and the bank."""
-    text = "-".join(tasks)
-    if len(text) <= _MAX_TASKS_CHARACTERS:
-        return text
-    return f"{text[:45].rstrip('-._')}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 class RunDirectory:
@@ -136,6 +128,15 @@ class RunDirectory:
         """
         write_durably(self._report, self._encoded(report))
         self.keep()
+
+    def write_examples(self, lines: bytes) -> str:
+        """Replace the answers row by row, durably; return the SHA-256 of their file, for the report that follows.
+
+        Raises:
+            StorageError: The disk refused.
+        """
+        write_durably(self.path / EXAMPLES, lines)
+        return hashlib.sha256(lines).hexdigest()
 
     def write_best(self, tensors: Mapping[str, Tensor]) -> str:
         """Replace the kept states, durably; return the SHA-256 of their file.

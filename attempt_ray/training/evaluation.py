@@ -55,6 +55,8 @@ class Evaluation:
     """Whether all answers are one and the same, as those of a collapsed prompt."""
     attention: AttentionSummary | None
     """What G attended to; None where nothing is mixed."""
+    weights: tuple[tuple[float, ...], ...] | None = None
+    """Mixing weights of every row, in the order of the split's rows, candidates in order; None where nothing is mixed."""
 
     def record(self) -> dict[str, Any]:
         """Return count and metrics as the run report holds them."""
@@ -126,6 +128,7 @@ def evaluate(
         predictions=tuple(predictions),
         constant=len(set(predictions)) == 1,
         attention=_summary(method.candidates, torch.stack(weights_NK)) if method.candidates else None,
+        weights=tuple(tuple(weights_K.tolist()) for weights_K in weights_NK) if method.candidates else None,
     )
 
 

@@ -19,7 +19,7 @@ from attempt_ray.bank.manifest import BackboneRecord
 from attempt_ray.bank.names import check_name
 from attempt_ray.bank.store import Bank
 from attempt_ray.bank.versions import Loaded
-from attempt_ray.config import Config
+from attempt_ray.config import METHODS, Config
 from attempt_ray.data.batching import evaluation_batches
 from attempt_ray.data.encoding import (
     EncodedSplit,
@@ -69,16 +69,19 @@ class Ingredients:
     test: tuple[EncodedSplit, ...]
     """Test rows of every task."""
     sources: dict[str, Loaded]
-    """Source prompts of the mixture by task, in the order of the candidates."""
+    """Source prompts by task: those of the mixture, in the order of the candidates, or those that teach MPT."""
     prior: Loaded | None
     """Version of G to start from."""
     initial: tuple[Loaded, ...]
     """Prompts that `prompt.init_from` names."""
+    shared: Loaded | None = None
+    """What `mpt.source` names."""
 
     @property
     def parents(self) -> tuple[str, ...]:
         """References of every version of the bank that the run starts from, each once."""
-        found = [*self.sources.values(), *self.initial, *([self.prior] if self.prior else [])]
+        one = [loaded for loaded in (self.prior, self.shared) if loaded is not None]
+        found = [*self.sources.values(), *self.initial, *one]
         return tuple(dict.fromkeys(loaded.version.reference for loaded in found))
 
     @property
@@ -100,6 +103,8 @@ class Ingredients:
         facts |= {f"initial/{number}": loaded.sha256 for number, loaded in enumerate(self.initial)}
         if self.prior is not None:
             facts["prior"] = self.prior.sha256
+        if self.shared is not None:
+            facts["shared"] = self.shared.sha256
         if not self.train:
             facts["training"] = "none"
         return self.config.digest(**facts)
@@ -123,6 +128,7 @@ class Ingredients:
             prior=None if self.prior is None else _tensors(self.prior),
             initial=self._initial(),
             center=self._center(),
+            shared=None if self.shared is None else _tensors(self.shared),
         )
 
     def _initial(self) -> Tensor | None:
@@ -131,15 +137,15 @@ class Ingredients:
         Targets of ATTEMPT start from a source prompt, as in the paper: with `prompt.init` left at `vocab`, from
         MNLI's (SQuAD's for question answering) where the mixture holds it, unless `attention.start` says otherwise.
         """
-        wanted, width = self.config.prompt, self.backbone.width
-        if self.config.method == "finetune":
+        wanted, width, length = self.config.prompt, self.backbone.width, self.config.prompt_length
+        if not self.config.facts.prompted:
             return None
         if wanted.init == "prompt":
-            return from_prompt(_prompt(self.initial[0]), wanted.length, width=width)
+            return from_prompt(_prompt(self.initial[0]), length, width=width)
         if wanted.init == "average":
             return from_average(
                 [_prompt(loaded) for loaded in self.initial],
-                wanted.length,
+                length,
                 width=width,
                 weights=wanted.init_weights,
             )
@@ -170,7 +176,7 @@ class Ingredients:
         source = self.sources.get(PREFERRED_SOURCE[task.kind])
         if source is None:
             return initial_prompts(self.config, self.backbone, tasks=[task])[0]
-        return from_prompt(_prompt(source), self.config.prompt.length, width=self.backbone.width)
+        return from_prompt(_prompt(source), self.config.prompt_length, width=self.backbone.width)
 
 
 def gather(config: Config, *, rows: Literal["all", "test"] = "all") -> Ingredients:
@@ -189,7 +195,7 @@ def gather(config: Config, *, rows: Literal["all", "test"] = "all") -> Ingredien
     """
     _check(config)
     precision = choose_precision(
-        config.backbone.dtype, config.device, weights_train=config.method == "finetune"
+        config.backbone.dtype, config.device, weights_train=config.facts.backbone != "frozen"
     )
     # Named in the config, so that a run that went on elsewhere would not go on in another type.
     settled = config.backbone.model_copy(update={"dtype": precision.dtype})
@@ -200,14 +206,15 @@ def gather(config: Config, *, rows: Literal["all", "test"] = "all") -> Ingredien
             raise ConfigError(unknown_name("task", name, known))
     tasks = tuple(known[name] for name in config.tasks)
     bank = Bank(config.bank)
-    mixes, starts = config.method == "attempt", config.method != "finetune"
-    sources = {name: bank.load(f"source/{name}") for name in config.attention.sources} if mixes else {}
+    mixes, starts = config.method == "attempt", config.facts.prompted
+    sources = {name: bank.load(f"source/{name}") for name in _read_sources(config)}
     learned = mixes and config.attention.weights == "learned"
     prior = bank.load(config.attention.prior) if learned and config.attention.prior else None
     initial = tuple(bank.load(text) for text in config.prompt.init_from) if starts and _copies(config) else ()
+    shared = bank.load(config.mpt.source) if config.method == "mpt" and config.mpt.source else None
     _check_kinds(prior, initial)
     backbone, fingerprint = _borrowed(config)
-    for loaded in (*sources.values(), *initial, *([prior] if prior else [])):
+    for loaded in (*sources.values(), *initial, *(one for one in (prior, shared) if one is not None)):
         loaded.manifest.check_backbone(backbone_record(backbone))
     if rows == "test":
         encoded = None
@@ -230,6 +237,7 @@ def gather(config: Config, *, rows: Literal["all", "test"] = "all") -> Ingredien
         sources=sources,
         prior=prior,
         initial=initial,
+        shared=shared,
     )
 
 
@@ -246,12 +254,13 @@ def _check(config: Config) -> None:
         raise ConfigError(f"tasks names one twice: {', '.join(config.tasks)}; name each once")
     for name in config.tasks:
         check_name(name)
-    if config.job == "source" and config.method != "prompt_tuning":
-        raise ConfigError(f"job 'source' got method '{config.method}'; set method=prompt_tuning")
-    if config.job == "source" and len(config.tasks) != 1:
+    if config.job not in config.facts.jobs:
+        able = [name for name, facts in METHODS.items() if config.job in facts.jobs]
         raise ConfigError(
-            f"job 'source' got {len(config.tasks)} tasks; give each source task a run of its own"
+            f"job '{config.job}' got method '{config.method}'; set method={' or method='.join(able)}"
         )
+    if config.job == "source":
+        _check_source(config)
     if config.job == "prior":
         _check_prior(config)
     if config.prompt.init == "prompt" and len(config.prompt.init_from) != 1:
@@ -269,9 +278,24 @@ def _check(config: Config) -> None:
         raise ConfigError(f"device '{config.device}' got no GPU that torch can use; set device=cpu")
 
 
+def _check_source(config: Config) -> None:
+    if config.method == "prompt_tuning" and not config.prompt.shared and len(config.tasks) != 1:
+        raise ConfigError(
+            f"job 'source' got {len(config.tasks)} tasks; give each source task a run of its own, or set "
+            "prompt.shared=true for one prompt of them all"
+        )
+    if len(config.tasks) > 1 and config.training.selection == "per_task":
+        raise ConfigError("job 'source' publishes one prompt for all its tasks; set training.selection=mean")
+
+
+def _read_sources(config: Config) -> tuple[str, ...]:
+    """Return the tasks whose source prompts the run reads: those it mixes, or those that teach it."""
+    if config.method == "attempt":
+        return config.attention.sources
+    return config.tasks if config.method == "mpt" and config.job == "source" and config.mpt.distill else ()
+
+
 def _check_prior(config: Config) -> None:
-    if config.method != "attempt":
-        raise ConfigError(f"job 'prior' trains G and got method '{config.method}'; set method=attempt")
     if config.attention.weights != "learned" or config.attention.frozen:
         raise ConfigError(
             "job 'prior' trains G, and the config keeps it constant; set attention.weights=learned and "
@@ -300,8 +324,8 @@ def _check_kinds(prior: Loaded | None, initial: Sequence[Loaded]) -> None:
 def _borrowed(config: Config) -> tuple[Backbone, str]:
     """Return the backbone and the hash of its weights; a frozen one is kept for the next run of this process."""
     key = json.dumps([config.backbone.model_dump(), config.device, _stamp(config.backbone.name)])
-    if config.method == "finetune":
-        _loaded.clear()  # its weights will move, so it is for this run alone
+    if config.facts.backbone != "frozen":
+        _loaded.clear()  # it will be changed, so it is for this run alone
         return _fresh(config)
     if key not in _loaded:
         _loaded.clear()

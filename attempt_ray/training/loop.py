@@ -71,7 +71,7 @@ class Training:
     max_grad_norm: float
     """Gradients are scaled down to this norm over all trainables."""
     absent_tasks: Literal["dense", "lazy"] = "dense"
-    """`dense` lets Adam move the prompts of tasks without a row in the batch (authors' code), `lazy` leaves them."""
+    """`dense` lets Adam move what is a task's own without a row of it in the batch (authors' code), `lazy` leaves it."""
     step: int = 0
     """Optimizer steps taken so far."""
     team: Team = ALONE
@@ -184,9 +184,8 @@ def take_step(trainings: Sequence[Training], *, most_tokens: int | None = None) 
 
 
 def _tokens(training: Training, batch: Batch) -> int:
-    prompts = training.method.prompts
     rows, width = batch.input_ids_BT.shape
-    return rows * (width + (0 if prompts is None else prompts.prompts_NPH.shape[1]))
+    return rows * (width + training.method.prompt_length)
 
 
 def _steps(together: Sequence[tuple[int, Training, Batch]]) -> dict[int, Progress | Exception]:
@@ -251,10 +250,9 @@ def _updated(
 def _update(
     optimizer: AdamW, method: Method, batch: Batch, *, absent_tasks: Literal["dense", "lazy"]
 ) -> None:
-    if absent_tasks == "lazy" and method.prompts is not None and method.prompts.prompts_NPH.requires_grad:
-        prompts_NPH = method.prompts.prompts_NPH
-        absent_N = torch.ones(len(prompts_NPH), dtype=torch.bool, device=prompts_NPH.device)
+    if absent_tasks == "lazy":
+        absent_N = torch.ones(len(method.tasks), dtype=torch.bool, device=batch.task_B.device)
         absent_N[batch.task_B] = False
-        step_without(optimizer, prompts_NPH, absent_N=absent_N)
+        step_without(optimizer, method.per_task, absent_N=absent_N)
     else:
         optimizer.step()

@@ -1,7 +1,7 @@
 """A run on an object store: worked on in a scratch directory of this machine, and mirrored.
 
 When a run starts, what the store holds of it is fetched. Each time the run has written something that it must not
-lose, the store gets what has changed: history and kept states first, then the checkpoint with its manifest last, the
+lose, the store gets what has changed: history, kept states and answers first, then the checkpoint with its manifest last, the
 report last of all; then what is no longer needed is removed. A checkpoint without its manifest does not exist. So at
 any moment the store holds all that another machine needs to go on, bit for bit.
 
@@ -28,6 +28,7 @@ from attempt_ray.training.checkpoint import FILES, MANIFEST, checkpoints
 from attempt_ray.training.directory import (
     BEST,
     CONFIG,
+    EXAMPLES,
     LEASE,
     METRICS,
     REPORT,
@@ -132,7 +133,7 @@ class MirroredRun(RunDirectory):
         """
         if self._lease is None:
             return
-        for name in (CONFIG, STATE, METRICS, BEST):
+        for name in (CONFIG, STATE, METRICS, BEST, EXAMPLES):
             self._put(name)
         here = checkpoints(self.checkpoints)
         for path in reversed(here):
@@ -192,7 +193,7 @@ class MirroredRun(RunDirectory):
         Digests are checked by who reads: a damaged checkpoint is then told of, and gives way to the one before.
         """
         local, there = LocalStorage(self.path), {entry.name for entry in self._storage.entries(self._name)}
-        for name in (CONFIG, STATE, METRICS, BEST, REPORT):
+        for name in (CONFIG, STATE, METRICS, BEST, EXAMPLES, REPORT):
             if name in there:
                 local.replace(name, self._storage.read(f"{self._name}/{name}", limit=_MOST_BYTES))
                 self._stamps[name] = _stamp(self.path / name) or (0, 0, 0)

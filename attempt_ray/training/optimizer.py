@@ -119,21 +119,22 @@ def paper_epochs(config: Config, *, tasks: Sequence[Task], train_rows: Sequence[
 
 
 @torch.no_grad()
-def step_without(optimizer: AdamW, prompts_NPH: Tensor, *, absent_N: Tensor) -> None:
-    """Take an optimizer step that leaves the prompts of absent tasks, and their Adam moments, as they are.
+def step_without(optimizer: AdamW, per_task: Sequence[Tensor], *, absent_N: Tensor) -> None:
+    """Take an optimizer step that leaves what belongs to absent tasks, and its Adam moments, as they are.
 
-    Dense Adam, as in the authors' code, goes on moving them by momentum and weight decay. The step count behind
+    Dense Adam, as in the authors' code, goes on moving it by momentum and weight decay. The step count behind
     Adam's bias correction is shared by all tasks.
 
     Args:
         optimizer: The optimizer; gradients are in place.
-        prompts_NPH: The trainable prompts.
+        per_task: What trains for each task apart, its first axis being the task.
         absent_N: True for tasks without a row in the batch.
     """
-    state = optimizer.state[prompts_NPH]
-    kept = [prompts_NPH[absent_N].clone()]
-    moments = [state[name] for name in ("exp_avg", "exp_avg_sq") if name in state]
-    kept += [moment[absent_N].clone() for moment in moments]
+    held = []
+    for tensor in per_task:
+        state = optimizer.state.get(tensor, {})
+        held += [tensor, *(state[name] for name in ("exp_avg", "exp_avg_sq") if name in state)]
+    kept = [tensor[absent_N].clone() for tensor in held]
     optimizer.step()
-    for tensor, rows in zip((prompts_NPH, *moments), kept, strict=True):
+    for tensor, rows in zip(held, kept, strict=True):
         tensor[absent_N] = rows

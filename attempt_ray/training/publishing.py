@@ -11,10 +11,9 @@ from attempt_ray.bank.aliases import CANDIDATE, CHAMPION
 from attempt_ray.bank.manifest import Facts, MetricRecord, MixtureRecord
 from attempt_ray.bank.names import Kind, Version, check_name
 from attempt_ray.bank.store import Bank
-from attempt_ray.config import Config
+from attempt_ray.config import Config, joined
 from attempt_ray.errors import BankError
 from attempt_ray.model.methods import Method
-from attempt_ray.training.directory import joined
 from attempt_ray.training.ingredients import Ingredients
 from attempt_ray.training.selection import Selection
 
@@ -52,8 +51,8 @@ def publish(
 ) -> dict[str, str]:
     """Publish what the run learned and return the references: prompts by task, G under `ATTENTION`.
 
-    A source run publishes its prompt, a prior G alone, a target run both; full fine-tuning and trials publish nothing. New
-    versions become `candidate`, and those of sources and priors `champion` too where there is none yet. Publishing
+    A source run publishes its prompt under `Config.source_name`, a prior G alone, a target run both; trials and methods
+    whose outcome is no prompt publish nothing. New versions become `candidate`, and those of sources and priors `champion` too where there is none yet. Publishing
     the same run again changes nothing.
 
     Args:
@@ -69,7 +68,7 @@ def publish(
         StorageError: The disk or store refuses.
     """
     config = ingredients.config
-    if config.method == "finetune" or config.trial:
+    if not config.facts.served or config.trial:
         return {}
     bank = Bank(config.bank)
     references: dict[str, str] = {}
@@ -93,6 +92,10 @@ def publish(
         _move_aliases(bank, version, champion=config.job != "target")
         return version.reference
 
+    if config.job == "source":
+        method.load_trainable_state(selection.state_for(config.tasks[0]))
+        name = config.source_name
+        return {name: add("source", name, method.source_tensors(), config.tasks, None)}
     shared: str | None = None
     for task in config.tasks:
         method.load_trainable_state(selection.state_for(task))
@@ -105,11 +108,9 @@ def publish(
             attention = add("attention", name, method.attention_tensors(), tasks, None)
             references[f"{ATTENTION}:{task}" if own else ATTENTION] = attention
             shared = None if own else attention
-        if method.prompts is not None and config.job != "prior":
-            prompt = {"prompt": method.prompt_tensors()[task]}
-            references[task] = add(
-                "source" if config.job == "source" else "target", task, prompt, (task,), attention
-            )
+        prompts = method.prompt_tensors()
+        if prompts and config.job != "prior":
+            references[task] = add("target", task, {"prompt": prompts[task]}, (task,), attention)
     return references
 
 

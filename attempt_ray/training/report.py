@@ -21,16 +21,20 @@ SCHEMA = 1
 
 
 def run_label(config: Config) -> str:
-    """Return the table row that a run belongs to.
+    """Return the table row that a run belongs to: its method, for most.
 
-    Prompt tuning that starts from one prompt of the bank is SPoT; from an average of such prompts, weighted by
-    similarity or not, it is SPoT with similar sources. Several tasks in one run are told by `_mt`.
+    Prompt tuning that starts from one prompt of the bank is SPoT, and generic SPoT where that was learned on several
+    tasks; from an average of such prompts it is SPoT with similar sources, and targeted SPoT where they are weighted.
+    Several tasks in one run are told by `_mt`.
     """
     if config.job != "target":
         return config.job
-    label: str = config.method
-    if config.method == "prompt_tuning":
-        label = {"prompt": "spot", "average": "spot_similar"}.get(config.prompt.init, label)
+    label, prompt = config.method, config.prompt
+    if label == "prompt_tuning" and prompt.init == "prompt":
+        shared = any(reference.startswith("source/shared-") for reference in prompt.init_from)
+        label = "spot_generic" if shared else "spot"
+    elif label == "prompt_tuning" and prompt.init == "average":
+        label = "spot_targeted" if prompt.init_weights else "spot_similar"
     return f"{label}_mt" if len(config.tasks) > 1 else label
 
 

@@ -83,7 +83,7 @@ def execute_together(
     ends leaves the others to go on, and so does one that fails.
 
     Args:
-        configs: The runs. They agree on `Config.common`, and none is full fine-tuning, unless it is the only one.
+        configs: The runs. They agree on `Config.common`, and none changes the backbone, unless it is the only one.
         on_progress: For each run, what to call after each of its steps and on each of its events.
 
     Returns:
@@ -172,7 +172,10 @@ def _all_at_once(tickets: Sequence[Ticket]) -> Callable[[int], Sequence[Ticket]]
 def _check_common(first: Config, config: Config) -> None:
     common, other = first.common(), config.common()
     if common is None or other is None:
-        raise ConfigError("full fine-tuning moves the backbone, which no other run can share; run it apart")
+        alone = first.method if common is None else config.method
+        raise ConfigError(
+            f"method '{alone}' changes the backbone, which no other run can then share; run it apart"
+        )
     for name, wanted in common.items():
         if other[name] != wanted:
             raise ConfigError(

@@ -21,6 +21,7 @@ JOBS = (
     "predict",
     "report",
     "run_pipeline",
+    "run_study",
     "tune",
 )
 HEAVY = {
@@ -119,6 +120,10 @@ def test_every_job_has_the_same_two_flags(job: str) -> None:
         (["runs", "show", "./"], ". holds neither config.json nor report.json"),
         (["predict", "rte", "--field", "x"], "--field got 'x'; wanted name=value"),
         (["predict", "rte", "--rows", "nowhere.jsonl"], "cannot read rows from nowhere.jsonl"),
+        (["study", "run", "--set", "study.ablations=[no_prio]"], "no ablation in study.ablations 'no_prio'"),
+        (["study", "plan", "-c", "study/paper-table9"], "no preset or YAML file 'study/paper-table9'"),
+        (["study", "plan", "--tflops", "0"], "--tflops got 0; wanted more than 0"),
+        (["study", "status", "mine"], "cannot read studies/mine/study.json: No such file or directory"),
         (["submit", "pipelin"], "no job 'pipelin'; did you mean 'pipeline'?"),
         (["submit", "pipeline"], "bank 'bank' and runs 'runs' would be lost"),
         (

@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from attempt_ray.config import carries_secret, parse
+from attempt_ray.config import carries_secret, load, parse
 from attempt_ray.errors import ConfigError
 
 SECRET = [
@@ -61,3 +62,29 @@ def test_a_study_storage_with_a_password_is_refused_without_repeating_it() -> No
 def test_a_search_that_would_mislead_is_refused(search: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         parse([{"search": search}])
+
+
+def test_a_file_extends_presets_and_files_that_come_before_it(tmp_path: Path) -> None:
+    base, page = tmp_path / "base.yaml", tmp_path / "page.yaml"
+    base.write_text("extends: embedded\ntraining: {steps: 7, prompt_learning_rate: 0.2}\n")
+    page.write_text(f"extends: [{base}, size/t5-small]\ntraining: {{steps: 8}}\n")
+    config = load([page])
+    assert config.data.origin == "embedded"
+    assert (config.training.steps, config.training.prompt_learning_rate) == (8, 0.2)
+    assert config.backbone.name == "google-t5/t5-small"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("extends: no-such", "no preset or YAML file 'no-such'"),
+        ("extends: 3", "extends got 3; wanted the name of a preset or YAML file, or a list"),
+        ("extends: {path}", "extends itself"),
+    ],
+)
+def test_what_cannot_be_extended_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    page = tmp_path / "page.yaml"
+    page.write_text(text.format(path=page))
+    with pytest.raises(ConfigError) as caught:
+        load([page])
+    assert message in str(caught.value)

@@ -55,8 +55,13 @@ def test_a_study_has_every_cell_of_its_table() -> None:
         for task in ("rte", "mrpc", "nq")
         for seed in (1, 2)
     }
-    multi = {f"attempt_mt/{group}/s{seed}" for group in ("rte+mrpc", "nq") for seed in (1, 2)}
-    sources = {f"source/{name}" for name in STUDY.attention.sources}
+    multi = {
+        f"{method}/{group}/s{seed}"
+        for method in plan.MULTI
+        for group in ("rte+mrpc", "nq")
+        for seed in (1, 2)
+    }
+    sources = {f"source/{name}" for name in (*STUDY.attention.sources, "generic", "mpt")}
     assert keys == cells | multi | sources | {"prior/text", "prior/qa"}
 
 
@@ -140,7 +145,7 @@ def test_spot_by_similarity_takes_the_source_most_like_the_tuned_prompt(tmp_path
     facts = Facts(backbone=record, tasks=("rte",), config_digest="1" * 12)
     reference = bank.publish("target", "rte", {"prompt": tuned}, facts).reference
     config = parse([STUDY.model_dump(), {"bank": str(tmp_path / "bank")}])
-    assert plan.most_similar(bank, reference, sources=config.attention.sources) == "qnli"
+    assert plan.most_similar(bank, [reference], sources=config.attention.sources) == {"qnli": 1.0}
 
     job = by_key(config)["spot_similar/rte/s1"]
     assert callable(job.config)
@@ -177,8 +182,14 @@ def test_a_study_with_a_wrong_name_is_refused(changes: dict[str, object], messag
     ("rate", "moved"),
     [
         ("attention", {"prior", "attempt", "attempt_mt"}),
-        ("backbone", {"finetune"}),
-        ("prompt", {"source", "prior", "prompt_tuning", "spot", "attempt", "attempt_mt"}),
+        ("backbone", {"finetune", "finetune_mt"}),
+        (
+            "prompt",
+            {
+                *("source", "prior", "prompt_tuning", "spot", "spot_generic", "spot_generic_mt"),
+                *("attempt", "attempt_mt", "mpt", "mpt_mt", "dept"),
+            },
+        ),
     ],
 )
 def test_a_learning_rate_names_the_runs_that_read_it_alone(rate: str, moved: set[str]) -> None:

@@ -14,7 +14,12 @@ from attempt_ray.orchestration.submission import RayJob
 from jobs.submit import EXCLUDED, MODULES, VARIABLES, environment, exit_code, make_plan, submit
 
 ROOT = Path(__file__).parents[3]
-PLACES = ("bank=s3://bucket/bank", "runs=/shared/runs", "search.directory=/head/searches")
+PLACES = (
+    "bank=s3://bucket/bank",
+    "runs=/shared/runs",
+    "search.directory=/head/searches",
+    "study.directory=/shared/studies",
+)
 
 
 @pytest.fixture(autouse=True)

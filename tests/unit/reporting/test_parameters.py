@@ -29,18 +29,27 @@ def test_shapes_give_the_published_totals(name: str, total: int) -> None:
         ("FT", 222_882_048),
         ("Adapter", 1_855_104),
         ("BitFit", 282_496),
+        ("LoRA", 884_736),
         ("PT", 76_800),
         ("SPoT", 76_800),
         ("ATTEMPT-ST", 231_936),
+        ("MPT", 77_668),
+        ("DePT", 76_800),
         ("FT-MT", 55_720_512),
         ("Adapter-MT", 463_776),
         ("SPoT-MT", 19_200),
+        ("MPT-MT", 20_068),
         ("ATTEMPT-MT", 115_584),
     ],
 )
 def test_t5_base_counts_are_the_papers(method: str, per_task: int) -> None:
     (entry,) = parameter_table("google-t5/t5-base").backbones
     assert entry.per_task(method) == per_task
+
+
+def test_mpt_over_eight_tasks_is_what_later_papers_print() -> None:
+    (entry,) = parameter_table("t5-base", num_tasks=8).backbones
+    assert entry.per_task("MPT-MT") == 10_468  # "10.5k"
 
 
 def test_attempt_over_eight_tasks_is_the_96k_of_the_second_version() -> None:
@@ -51,7 +60,10 @@ def test_attempt_over_eight_tasks_is_the_96k_of_the_second_version() -> None:
 
 def test_the_papers_figures_stand_beside_base_alone() -> None:
     table = parameter_table(None)
-    printed = {entry.shape.name: entry.counts[5].printed for entry in table.backbones}
+    printed = {
+        entry.shape.name: next(count.printed for count in entry.counts if count.method == "ATTEMPT-ST")
+        for entry in table.backbones
+    }
     assert printed == {"t5-small": None, "t5-base": "232k", "t5-large": None, "t5-3b": None, "t5-11b": None}
     (other,) = parameter_table("t5-base", prompt_length=20).backbones
     assert all(count.printed is None for count in other.counts)

@@ -30,12 +30,12 @@ def test_methods_stand_in_the_order_of_the_paper_and_others_follow() -> None:
     ]
     expected = (
         "finetune",
+        "adapter",
         "prompt_tuning",
         "spot",
         "spot_similar",
         "attempt",
         "attempt_mt",
-        "adapter",
         "zebra",
     )
     assert method_order(labels) == expected

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from attempt_ray.config import Config, load
+from attempt_ray.config import Config, joined, load
 from attempt_ray.errors import ConfigError, IntegrityError, StoppedError
 from attempt_ray.training import directory as module
-from attempt_ray.training.directory import RunDirectory, joined, run_name
+from attempt_ray.training.directory import RunDirectory, run_name
 
 CONFIG = Config(tasks=("rte", "mrpc"), seed=3)
 

@@ -110,6 +110,7 @@ def outcome(runs: str, bank: str) -> dict[str, Any]:
         "report": report,
         "history": history,
         "best": storage.read(f"{run}/best.safetensors", limit=MOST),
+        "examples": storage.read(f"{run}/examples.jsonl", limit=MOST),
         "bank": {version.reference: versions.load(version.reference).sha256 for version in versions.list()},
         "checkpoints": [entry.name for entry in storage.entries(f"{run}/checkpoints")],
     }
@@ -152,7 +153,14 @@ def test_the_store_holds_what_a_directory_holds_and_the_scratch_directory_is_emp
     run = the_run(storage)
     assert result.directory == storage.place(run)
     names = [entry.name for entry in storage.entries(run) if entry.kind == "file"]
-    assert names == ["best.safetensors", "config.json", "metrics.jsonl", "report.json", "state.json"]
+    assert names == [
+        "best.safetensors",
+        "config.json",
+        "examples.jsonl",
+        "metrics.jsonl",
+        "report.json",
+        "state.json",
+    ]
     assert json.loads(storage.read(f"{run}/report.json", limit=MOST)) == result.report
     left = [path.name for path in (Path(config.data.cache_dir) / "runs").rglob("*") if path.is_file()]
     assert left == [".lease"]

@@ -79,7 +79,7 @@ def test_lazy_step_leaves_absent_rows_and_their_moments_alone():
     optimizer.step()
     before, moment = prompts.detach().clone(), optimizer.state[prompts]["exp_avg"].clone()
     prompts.grad = torch.tensor([1.0, 0.0]).view(2, 1, 1)
-    step_without(optimizer, prompts, absent_N=torch.tensor([False, True]))
+    step_without(optimizer, [prompts], absent_N=torch.tensor([False, True]))
     assert prompts[0] != before[0]
     assert prompts[1] == before[1]
     assert optimizer.state[prompts]["exp_avg"][1] == moment[1]

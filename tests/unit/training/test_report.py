@@ -16,7 +16,18 @@ from attempt_ray.training.run import execute
         ({"method": "finetune"}, "finetune"),
         ({"method": "prompt_tuning"}, "prompt_tuning"),
         ({"method": "prompt_tuning", "prompt": {"init": "prompt"}}, "spot"),
+        (
+            {
+                "method": "prompt_tuning",
+                "prompt": {"init": "prompt", "init_from": ["source/shared-mnli-qqp"]},
+            },
+            "spot_generic",
+        ),
         ({"method": "prompt_tuning", "prompt": {"init": "average"}}, "spot_similar"),
+        (
+            {"method": "prompt_tuning", "prompt": {"init": "average", "init_weights": [1.0]}},
+            "spot_targeted",
+        ),
         ({"method": "prompt_tuning", "job": "source"}, "source"),
         ({"job": "prior"}, "prior"),
     ],

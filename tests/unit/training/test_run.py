@@ -64,7 +64,8 @@ def test_a_run_leaves_what_the_contract_names(make_config):
     events = []
     result = execute(make_config(), on_progress=events.append)
     names = {path.name for path in result.directory.iterdir()}
-    assert {"config.json", "state.json", "metrics.jsonl", "best.safetensors", "report.json"} <= names
+    assert {"config.json", "state.json", "metrics.jsonl", "best.safetensors"} <= names
+    assert {"examples.jsonl", "report.json"} <= names
     assert json.loads((result.directory / "state.json").read_text()) == {"schema": 1, "steps": 6}
     assert not list((result.directory / "checkpoints").iterdir())
     assert kinds(events) == ["plan", *["evaluated"] * 3, "published", "finished"]
