@@ -440,7 +440,11 @@ def test_the_dockerfile_has_no_problem() -> None:
         ("USER 1000:1000", "USER root", "the image runs as root"),
         ("USER 1000:1000", "USER 0", "the image runs as root"),
         ("COPY requirements ./requirements", "ADD https://example.com/x .", "ADD https://example.com/x ."),
-        ("--require-hashes --no-deps ", "", "without hashes: pip install --requirement requirements/lock.txt"),
+        (
+            "--require-hashes --no-deps ",
+            "",
+            "without hashes: pip install --requirement requirements/lock.txt",
+        ),
         ("apt-get update", "curl -s https://example.com/x | sh", "downloads what nothing checks"),
         ("ARG TORCH=torch==2.13.0", "ARG TORCH=torch==2.12.0", "another torch than the Makefile's"),
         ("ARG TORCH=", "ARG HF_TOKEN=x\nARG TORCH=", "secret HF_TOKEN=x"),

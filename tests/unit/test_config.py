@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from attempt_ray.config import carries_secret, load, parse
+from attempt_ray.config import METHODS, carries_secret, load, parse
 from attempt_ray.errors import ConfigError
 
 SECRET = [
@@ -88,3 +89,50 @@ def test_what_cannot_be_extended_is_refused(tmp_path: Path, text: str, message: 
     with pytest.raises(ConfigError) as caught:
         load([page])
     assert message in str(caught.value)
+
+
+def test_sections_of_other_methods_do_not_name_a_run():
+    here, there = {"lora": {"rank": 3}}, {"adapter": {"reduction": 4}, "dept": {"rank": 9}}
+    plain = parse([{"method": "lora"}]).digest()
+    assert parse([{"method": "lora"}, there]).digest() == plain
+    assert parse([{"method": "lora"}, here]).digest() != plain
+
+
+def test_what_is_shared_by_sources_has_a_name_of_its_own():
+    tasks = {"tasks": ["mnli", "squad"]}
+    assert parse([{"method": "mpt"}, tasks]).source_name == "mpt-mnli-squad"
+    assert (
+        parse([{"method": "prompt_tuning", "prompt": {"shared": True}}, tasks]).source_name
+        == "shared-mnli-squad"
+    )
+    assert parse([{"method": "prompt_tuning", "tasks": ["mnli"]}]).source_name == "mnli"
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"method": "lroa"}, "no method 'lroa'; did you mean 'lora'"),
+        ({"prompt": {"shared": True}}, "prompt.shared got method 'attempt'"),
+        ({"adapter": {"reductoin": 4}}, "did you mean 'reduction'"),
+        ({"dept": {"rank": 0}}, "dept.rank: got 0"),
+        ({"mpt": {"distill": -1}}, "mpt.distill: got -1"),
+    ],
+)
+def test_settings_of_methods_that_cannot_be(changes, says):
+    with pytest.raises(ConfigError, match=re.escape(says)) as caught:
+        parse([changes])
+    assert "\n" not in str(caught.value)
+
+
+def test_inputs_open_with_as_many_positions_as_the_method_has():
+    lengths = {name: parse([{"method": name, "prompt": {"length": 7}}]).prompt_length for name in METHODS}
+    assert lengths == {
+        "finetune": 0,
+        "adapter": 0,
+        "bitfit": 0,
+        "lora": 0,
+        "prompt_tuning": 7,
+        "attempt": 7,
+        "mpt": 7,
+        "dept": 40,
+    }

@@ -57,6 +57,11 @@ def make_model(family: str = "t5") -> T5ForConditionalGeneration | MT5ForConditi
         return model
 
 
+@pytest.fixture(name="make_tokenizer")
+def _make_tokenizer() -> Callable[[], PreTrainedTokenizerFast]:
+    return make_tokenizer
+
+
 @pytest.fixture
 def make_backbone() -> Callable[..., Backbone]:
     def make(family: str = "t5", dtype: torch.dtype = torch.float32) -> Backbone:

@@ -3,10 +3,19 @@ from __future__ import annotations
 import pytest
 import torch
 
+from attempt_ray.config import METHODS as FACTS
 from attempt_ray.config import TrainingConfig, parse
 from attempt_ray.data.batching import Batch
 from attempt_ray.errors import BackboneError, ConfigError
-from attempt_ray.model.methods import AttemptMixture, FineTuning, PromptTuning, build_method, initial_prompts
+from attempt_ray.model.methods import (
+    BUILDERS,
+    AttemptMixture,
+    FineTuning,
+    PromptTuning,
+    build_method,
+    initial_prompts,
+    losses,
+)
 from attempt_ray.tasks import get_task
 
 LENGTH, WIDTH = 6, 32
@@ -88,14 +97,33 @@ METHODS = {
     "no target": {"method": "attempt", "attention": {"target": "none"}},
     "single source": {"method": "attempt", "attention": {"sources": ["qqp"]}},
     "prompt tuning": {"method": "prompt_tuning"},
+    "shared prompt": {"method": "prompt_tuning", "prompt": {"shared": True}},
     "fine-tuning": {"method": "finetune"},
+    "adapter": {"method": "adapter", "adapter": {"reduction": 4}},
+    "bitfit": {"method": "bitfit"},
+    "lora": {"method": "lora", "lora": {"rank": 2}},
+    "mpt": {"method": "mpt"},
+    "dept": {"method": "dept", "dept": {"length": LENGTH, "rank": 3, "positions": 5}},
 }
 
 
+def moved(method):
+    """The method away from its start, at which some change nothing and all tasks are alike."""
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for _, parameter in method._trainable():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    return method
+
+
+def test_every_method_of_the_config_has_a_builder():
+    assert list(BUILDERS) == list(FACTS)
+
+
 @pytest.mark.parametrize("family", ["t5", "t5-v1_1", "mt5"])
-@pytest.mark.parametrize("name", ["attempt", "prompt tuning"])
+@pytest.mark.parametrize("name", ["attempt", "prompt tuning", "adapter", "bitfit", "lora", "mpt", "dept"])
 def test_a_mixed_batch_equals_its_rows_one_by_one(make_backbone, family, name):
-    method = make_attempt(make_backbone(family), **METHODS[name])
+    method = moved(make_attempt(make_backbone(family), **METHODS[name]))
     batch = mixed_batch()
     alone = [method.loss(rows_of(batch, [row])).item() for row in range(len(batch))]
     tokens_B = (batch.labels_BL != -100).sum(dim=1)
@@ -105,7 +133,7 @@ def test_a_mixed_batch_equals_its_rows_one_by_one(make_backbone, family, name):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_scores_a_mixed_batch_like_its_rows(backbone, name):
-    method = make_attempt(backbone, **METHODS[name])
+    method = moved(make_attempt(backbone, **METHODS[name]))
     batch, candidates_CL = mixed_batch(), backbone.encode_candidates(["0", "1", "w1 w2"])
     together = method.score_labels(batch, candidates_CL)
     for row in range(len(batch)):
@@ -140,9 +168,9 @@ def test_authors_pooling_reads_padding_as_one_fixed_width_whatever_the_batch(bac
     assert not torch.allclose(prompts[0], prompts[2], atol=1e-3)
 
 
-@pytest.mark.parametrize("name", ["attempt", "prompt tuning"])
+@pytest.mark.parametrize("name", ["attempt", "prompt tuning", "mpt", "dept"])
 def test_mixed_generation_equals_each_task_alone(backbone, name):
-    method = make_attempt(backbone, **METHODS[name])
+    method = moved(make_attempt(backbone, **METHODS[name]))
     batch = mixed_batch()
     together = method.generate(batch, max_new_tokens=6).ids_BL
     for task in range(len(TASKS)):
@@ -150,6 +178,36 @@ def test_mixed_generation_equals_each_task_alone(backbone, name):
         alone = method.generate(rows_of(batch, rows), max_new_tokens=6).ids_BL
         assert torch.equal(together[rows, : alone.shape[1]], alone)
         assert (together[rows, alone.shape[1] :] == backbone.pad_id).all()
+
+
+def test_unlike_methods_share_a_forward_pass(backbone):
+    batch = mixed_batch()
+    methods = [
+        moved(make_attempt(backbone, **METHODS[name])) for name in ("attempt", "mpt", "dept", "shared prompt")
+    ]
+    together = losses(backbone, [method.segment(batch) for method in methods])
+    alone = [method.loss(batch) for method in methods]
+    torch.testing.assert_close(torch.stack(together), torch.stack(alone), atol=1e-5, rtol=0)
+
+
+def test_one_prompt_serves_all_tasks(backbone):
+    method = make_attempt(backbone, **METHODS["shared prompt"])
+    batch = mixed_batch()
+    moved_tasks = Batch(**{**vars(batch), "task_B": (batch.task_B + 1) % len(TASKS)})
+    assert method.trainable_parameters == LENGTH * WIDTH
+    assert torch.equal(method.loss(batch), method.loss(moved_tasks))
+    prompts = method.prompt_tensors()
+    assert list(prompts) == ["rte", "cb", "wnli"]
+    assert all(torch.equal(prompt_PH, initial()[0]) for prompt_PH in prompts.values())
+    assert torch.equal(method.source_tensors()["prompt"], initial()[0])
+    assert method.per_task == ()
+
+
+@pytest.mark.parametrize("name", ["fine-tuning", "adapter", "bitfit", "lora"])
+def test_a_backbone_that_was_taken_over_is_taken_by_no_other(backbone, name):
+    make_method(backbone, **METHODS[name])
+    with pytest.raises(BackboneError, match="has been changed by another method; load it anew"):
+        make_method(backbone, **METHODS["adapter"])
 
 
 def test_the_task_index_decides_the_answer(backbone):
@@ -245,9 +303,10 @@ def test_prompts_and_g_stay_float32_on_a_bfloat16_backbone(make_backbone):
     assert method.generate(batch, max_new_tokens=2).weights_BK.dtype == torch.float32
 
 
-def test_a_training_step_leaves_the_backbone_alone(backbone):
+@pytest.mark.parametrize("name", [name for name in METHODS if FACTS[METHODS[name]["method"]].prompted])
+def test_a_training_step_leaves_the_backbone_alone(backbone, name):
     before = backbone.fingerprint()
-    method = make_attempt(backbone).train()
+    method = make_attempt(backbone, **METHODS[name]).train()
     optimizer = torch.optim.AdamW(method.parameter_groups(TrainingConfig()))
     method.loss(mixed_batch()).backward()
     optimizer.step()
@@ -267,7 +326,7 @@ def test_fine_tuning_moves_the_backbone(backbone):
     assert backbone.fingerprint() != backbone.identity.weights_sha256
 
 
-@pytest.mark.parametrize("name", ["attempt", "prompt tuning", "fine-tuning"])
+@pytest.mark.parametrize("name", METHODS)
 def test_trainable_state_comes_back_exactly(make_backbone, name):
     method, fresh = (
         make_attempt(make_backbone(), **METHODS[name]),
@@ -405,7 +464,12 @@ def test_dropout_of_the_config_is_set(backbone):
         ({"prompt": {"length": 7}}, ConfigError, "source prompt 'mnli' has 6 positions.*prompt.length=6"),
         ({"attention": {"target": "none", "frozen": True}}, ConfigError, "nothing trains"),
         ({"attention": {"target": "none", "weights": "uniform_sources"}}, ConfigError, "nothing trains"),
-        ({"method": "finetune", "backbone": {"dtype": "bfloat16"}}, ConfigError, "backbone.dtype=float32"),
+        *(
+            ({"method": name, "backbone": {"dtype": "bfloat16"}}, ConfigError, "backbone.dtype=float32")
+            for name, facts in FACTS.items()
+            if not facts.prompted
+        ),
+        ({"method": "dept", "dept": {"length": 7}}, ConfigError, "has 6 positions; dept.length is 7"),
     ],
 )
 def test_configs_that_cannot_be_built_are_refused(backbone, sections, error, says):

@@ -13,7 +13,8 @@ from attempt_ray.training.run import execute
     [
         ({}, "attempt"),
         ({"tasks": ["rte", "cb"]}, "attempt_mt"),
-        ({"method": "finetune"}, "finetune"),
+        *(({"method": name}, name) for name in ("finetune", "adapter", "bitfit", "lora", "mpt", "dept")),
+        ({"method": "adapter", "tasks": ["rte", "cb"]}, "adapter_mt"),
         ({"method": "prompt_tuning"}, "prompt_tuning"),
         ({"method": "prompt_tuning", "prompt": {"init": "prompt"}}, "spot"),
         (

@@ -95,6 +95,13 @@ def test_a_finished_run_returns_its_report_and_publishes_nothing(make_config):
         {"tasks": ["rte", "mrpc", "squad"], "training": {"selection": "per_task"}},
         {"tasks": ["rte", "mrpc"], "training": {"absent_tasks": "lazy"}},
         {"method": "finetune"},
+        {"method": "adapter"},
+        {"method": "bitfit"},
+        {"method": "lora"},
+        {"method": "mpt", "tasks": ["rte", "mrpc"], "training": {"absent_tasks": "lazy"}},
+        {"method": "mpt", "job": "source", "tasks": ["mnli", "squad"]},
+        {"method": "dept", "dept": {"length": 3, "rank": 2, "positions": 8}},
+        {"method": "prompt_tuning", "tasks": ["rte", "mrpc"], "prompt": {"shared": True}},
         {"training": {"selection": "last", "patience": 1}},
         {"attention": {"weights": "uniform"}},
         {"attention": {"target": "none"}},
@@ -477,6 +484,19 @@ def test_a_prior_is_where_training_starts(make_config):
 def test_a_mixture_without_training_needs_a_prior(make_config, changes, message):
     with pytest.raises(ConfigError, match=message):
         mixture_without_training(make_config(**changes))
+
+
+@pytest.mark.parametrize("method", ["finetune", "adapter", "bitfit", "lora"])
+def test_a_method_that_changes_the_backbone_leaves_no_trace_on_the_next_runs(make_config, method):
+    before = execute(elsewhere(make_config(method="prompt_tuning"), "before"))
+    backbone = gather(make_config()).backbone
+    whole, names = backbone.fingerprint(), list(backbone.model.state_dict())
+    report = execute(make_config(method=method, adapter={"learning_rate": 0.1})).report
+    assert report["backbone_unchanged"] is None
+    assert report["bank"] == {}
+    after = gather(make_config()).backbone
+    assert (after.fingerprint(), list(after.model.state_dict())) == (whole, names)
+    assert outcome(execute(elsewhere(make_config(method="prompt_tuning"), "after"))) == outcome(before)
 
 
 def test_finetuning_moves_its_own_copy_alone_and_is_not_published(make_config):
