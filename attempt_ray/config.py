@@ -240,7 +240,7 @@ class LoraConfig(Section):
     rank: int = Field(default=8, ge=1)
     """Rank r (Hu et al., appendix, RoBERTa base; PEFT's default). 884,736 numbers on T5-base; the 3.8M that later papers
     print are those of a rank of about 35."""
-    alpha: float = Field(default=8.0, gt=0)
+    alpha: int = Field(default=8, ge=1)
     """Updates are scaled by alpha / r (Hu et al., appendix, RoBERTa base; PEFT's default)."""
     learning_rate: float = Field(default=5e-4, gt=0)
     """Peak learning rate (Hu et al., appendix, RoBERTa base: 4e-4 to 5e-4)."""

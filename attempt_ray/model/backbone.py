@@ -447,12 +447,12 @@ class Backbone(nn.Module):
         by_teachers = [
             replace(one, prompts_BPH=one.lesson.prompts_BPH) for one in segments if one.lesson is not None
         ]
-        training = self.model.training
-        self.model.eval()
+        training = self.training
+        self.eval()
         try:
             return self._read(by_teachers, [None] * len(by_teachers))
         finally:
-            self.model.train(training)
+            self.train(training)
 
     def _embedding(self) -> Tensor:
         weight: Tensor = self.model.shared.weight
@@ -683,10 +683,11 @@ def _dropouts(model: nn.Module) -> list[tuple[Any, float]]:
     """Return module and probability of all dropouts: modules, and T5's attention, which keeps a bare number."""
     found: list[tuple[Any, float]] = []
     for module in model.modules():
+        probability = getattr(module, "dropout", None)
         if isinstance(module, nn.Dropout):
             found.append((module, module.p))
-        elif isinstance(getattr(module, "dropout", None), float | int):
-            found.append((module, float(module.dropout)))
+        elif isinstance(probability, float | int):
+            found.append((module, float(probability)))
     return found
 
 

@@ -122,15 +122,16 @@ def build(parts: Parts) -> MultitaskPromptTuning:
     """
     config, width = parts.config, parts.backbone.width
     if parts.shared is None:
-        start = (starting_prompts(parts)[0], torch.ones(config.prompt_length), torch.ones(width))
+        shared_PH = starting_prompts(parts)[0]
+        rows_P, columns_H = torch.ones(config.prompt_length), torch.ones(width)
     else:
         if missing := [name for name in SHARED if name not in parts.shared]:
             raise ConfigError(
                 f"mpt.source names a version without {', '.join(missing)}; name what a source stage of MPT left, such as "
                 "source/mpt-mnli-squad"
             )
-        start = tuple(parts.shared[name] for name in SHARED)
-        check_prompt_shape("the shared prompt of mpt.source", start[0], parts=parts)
+        shared_PH, rows_P, columns_H = (parts.shared[name] for name in SHARED)
+        check_prompt_shape("the shared prompt of mpt.source", shared_PH, parts=parts)
     teachers_NPH = None
     if config.job == "source" and config.mpt.distill:
         for name in parts.names:
@@ -140,7 +141,6 @@ def build(parts: Parts) -> MultitaskPromptTuning:
                 )
             check_prompt_shape(f"source prompt '{name}'", parts.sources[name], parts=parts)
         teachers_NPH = torch.stack([parts.sources[name].float() for name in parts.names])
-    shared_PH, rows_P, columns_H = start
     return MultitaskPromptTuning(
         parts.backbone,
         parts.names,

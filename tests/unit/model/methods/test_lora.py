@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-LORA = {"method": "lora", "lora": {"rank": 2, "alpha": 6.0}}
+LORA = {"method": "lora", "lora": {"rank": 2, "alpha": 6}}
 
 
 def test_at_its_start_it_is_the_frozen_model(make_backbone, build, batch, logits):
