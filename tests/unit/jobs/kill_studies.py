@@ -1,4 +1,4 @@
-"""Begin the study of stdin in a child for each argument, killed after so many events; tell where it then stands."""
+"""Begin the study of stdin in a child for each argument, killed after so many seconds; tell where it then stands."""
 
 from __future__ import annotations
 
@@ -6,39 +6,29 @@ import json
 import os
 import signal
 import sys
+import time
 
 import torch
 
-from attempt_ray.config import Config, parse
-from attempt_ray.orchestration.study import PoolEvent
-from jobs import run_study as module
+from attempt_ray.config import parse
+from jobs.run_study import run_study
 from jobs.study_state import standing, study_directory
-
-
-def begin(config: Config, events: int) -> None:
-    left = iter(range(events - 1, -1, -1))
-    plain = module._Board.event
-
-    def event(board: module._Board, event: PoolEvent) -> None:
-        if next(left) == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        plain(board, event)
-
-    module._Board.event = event  # type: ignore[method-assign]
-    module.run_study(config, placement="here")
 
 
 def main() -> None:
     torch.set_num_threads(1)
     config = parse([json.load(sys.stdin)])
-    for events in sys.argv[1:]:
+    directory = study_directory(config, config.study.name or "")
+    for seconds in sys.argv[1:]:
         child = os.fork()
         if child == 0:
-            begin(config, int(events))
+            run_study(config, placement="here")
             os._exit(0)
+        time.sleep(float(seconds))
+        os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
-        found = standing(study_directory(config, config.study.name or "")).as_dict()
-        sys.stdout.write(json.dumps({"end": os.waitstatus_to_exitcode(status), **found}) + "\n")
+        found = standing(directory).as_dict() if directory.exists() else None
+        sys.stdout.write(json.dumps({"end": os.waitstatus_to_exitcode(status), "stands": found}) + "\n")
         sys.stdout.flush()  # or the next child would write it again
 
 
