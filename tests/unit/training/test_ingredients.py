@@ -167,7 +167,8 @@ def test_test_rows_alone_are_those_of_training(make_config):
 
 def test_the_centre_is_the_mean_pooled_input_each_task_counting_alike(make_config, monkeypatch):
     monkeypatch.setattr(ingredients, "CENTER_ROWS", 11)
-    found = gather(make_config(tasks=["rte", "mrpc"], attention={"center": True}))
+    float32 = {"dtype": "float32"}
+    found = gather(make_config(tasks=["rte", "mrpc"], attention={"center": True}, backbone=float32))
     means = []
     for split in found.train:
         rows = [
