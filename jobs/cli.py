@@ -373,7 +373,12 @@ def study_report(
     name: StudyDirectoryName,
     directory: StudiesPlace = "studies",
     out: Annotated[
-        Path | None, typer.Option("--out", help="Another directory for the report.", metavar="DIRECTORY")
+        Path | None,
+        typer.Option(
+            "--out",
+            help="Another directory for the report, or a .md file for that page alone.",
+            metavar="PLACE",
+        ),
     ] = None,
 ) -> None:
     """Write the tables and figures of what a study has done so far."""

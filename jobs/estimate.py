@@ -20,7 +20,7 @@ from attempt_ray.tasks import get_task
 from jobs.watch import clock
 
 CORE_FLOPS = 55e9
-"""Useful operations a second of one core, as measured: T5-small in float32 on one AVX2 core (docs/results.md)."""
+"""Useful operations a second of one core, as measured: T5-small in float32 on one AVX2 core (docs/measurements.md)."""
 
 PASS_TOKENS = {"cpu": 2_048, "gpu": 65_536}
 """Most tokens of a pass that runs share, as `training.loop` has them, which takes torch to import."""

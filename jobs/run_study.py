@@ -154,7 +154,7 @@ def report_study(name: str, *, directory: str = "studies", out: Path | None = No
     Args:
         name: The study's.
         directory: Where studies are.
-        out: Another directory for the report.
+        out: Another directory for the report, or a Markdown file: that page and its pictures alone.
 
     Raises:
         AttemptError: There is no such study, or nothing of it has finished.

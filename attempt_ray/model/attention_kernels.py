@@ -1,6 +1,6 @@
 """Which kernel computes attention: torch's fused ones, or the plain products.
 
-On a processor torch's fused kernel is the choice: over the shapes of docs/results.md it was at most 9 % slower than the
+On a processor torch's fused kernel is the choice: over the shapes of docs/measurements.md it was at most 9 % slower than the
 plain products and up to 2.8 times as fast. A choice by timing would also let equal runs differ in their last bits there.
 On a GPU the kernels that accept a bias differ by shape, so the first batch of each shape tries all and keeps the fastest.
 

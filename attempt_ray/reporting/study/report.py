@@ -74,12 +74,13 @@ def write_study_report(directory: Path, *, runs: str, out: Path | None = None) -
     """Write ``report.md``, ``report.tex``, ``report.html``, ``report.json`` and ``figures/`` of a study.
 
     Every number is read back from the run directories that ``study.json`` names; what is missing is said. Each file appears
-    whole or not at all, ``report.md`` last, and a figure of an earlier report that this one does not have is removed.
+    whole or not at all, the Markdown page last, and a figure of an earlier report that this one does not have is removed.
 
     Args:
         directory: The study's directory, which holds ``study.json``.
         runs: Path or URI of the run directories.
-        out: Directory of the report; None is ``report`` in `directory`.
+        out: Directory of the report, or a Markdown file: then that page alone is written, its pictures as PNG in a directory
+            of the page's name beside it. None is the directory ``report`` in `directory`.
 
     Raises:
         ConfigError: `runs` is neither a path nor a URI that pyarrow opens.
@@ -87,6 +88,9 @@ def write_study_report(directory: Path, *, runs: str, out: Path | None = None) -
         StorageError: The disk or store refused.
     """
     out = directory / "report" if out is None else out
+    page_alone = out.suffix == ".md"
+    place, page = (out.parent, out.name) if page_alone else (out, "report.md")
+    shown = Path(page).stem if page_alone else _PICTURES
     file = read_study_file(directory)
     names = {cell.run for cell in file.cells if cell.run is not None}
     with fetched(runs, names=names, examples=True) as root:
@@ -95,25 +99,23 @@ def write_study_report(directory: Path, *, runs: str, out: Path | None = None) -
     pictures = _pictures(found)
     title = f"Study {study.name}"
     blocks = tuple(_blocks(found, pictures))
-    contents = {
-        f"{_PICTURES}/{picture.name}.{kind}": data
-        for picture in pictures.values()
-        for kind, data in (("png", picture.png), ("svg", picture.svg))
-    }
-    contents["report.json"] = json.dumps(_json(found), indent=1, allow_nan=False).encode() + b"\n"
-    contents["report.tex"] = latex_page(title, blocks, pictures=_PICTURES).encode()
-    contents["report.html"] = html_page(title, blocks).encode()
-    contents["report.md"] = markdown_page(title, blocks, pictures=_PICTURES).encode()
-    with storage_errors(f"write the report into {out}", where=out):
-        (out / _PICTURES).mkdir(parents=True, exist_ok=True)
-        for path in (out / _PICTURES).iterdir():
-            if path.suffix in (".png", ".svg") and f"{_PICTURES}/{path.name}" not in contents:
+    contents = {f"{shown}/{picture.name}.png": picture.png for picture in pictures.values()}
+    if not page_alone:
+        contents |= {f"{shown}/{picture.name}.svg": picture.svg for picture in pictures.values()}
+        contents["report.json"] = json.dumps(_json(found), indent=1, allow_nan=False).encode() + b"\n"
+        contents["report.tex"] = latex_page(title, blocks, pictures=shown).encode()
+        contents["report.html"] = html_page(title, blocks).encode()
+    contents[page] = markdown_page(title, blocks, pictures=shown).encode()
+    with storage_errors(f"write the report into {place}", where=place):
+        (place / shown).mkdir(parents=True, exist_ok=True)
+        for path in (place / shown).iterdir():
+            if path.suffix in (".png", ".svg") and f"{shown}/{path.name}" not in contents:
                 path.unlink()
     for name, data in contents.items():
-        write_durably(out / name, data)
+        write_durably(place / name, data)
     return StudyReport(
-        directory=out,
-        files=tuple(out / name for name in contents),
+        directory=place,
+        files=tuple(place / name for name in contents),
         lines=(*_progress(study), *found.order.sentences),
         warnings=found.warnings,
     )

@@ -200,6 +200,17 @@ def test_the_same_runs_give_the_same_bytes(found, tmp_path) -> None:
     assert [path.read_bytes() for path in again.files] == [path.read_bytes() for path in found.files]
 
 
+def test_a_page_alone_has_its_pictures_beside_it(found, tmp_path) -> None:
+    directory = found.directory.parent
+    runs = str(directory.parents[1] / "runs")
+    alone = write_study_report(directory, runs=runs, out=tmp_path / "results.md")
+    assert {path.suffix for path in alone.files} == {".png", ".md"}
+    page = (tmp_path / "results.md").read_text()
+    assert page == (found.directory / "report.md").read_text().replace("](figures/", "](results/")
+    shown = set(re.findall(r"\]\((results/[^)]+)\)", page))
+    assert shown == {str(path.relative_to(tmp_path)) for path in alone.files if path.suffix == ".png"}
+
+
 @pytest.mark.parametrize("finished", [0, 1, 2])
 def test_a_study_that_has_just_begun_says_what_is_missing(study, finished) -> None:
     rows = ("attempt", "prompt_tuning", "adapter")
