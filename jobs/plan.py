@@ -300,7 +300,7 @@ def most_similar(
 
     The likeness of two prompts is the sum, over prompt positions, of the cosine between tokens of the same position, and
     the weights are the likenesses of the `top_k`, divided by their sum: SPoT's per-token similarity and its weighted
-    average as in ATTEMPT's code (Vu et al. 2022, section 5.1; method.md, section 5). Of several references it is the mean
+    average as in ATTEMPT's code (Vu et al. 2022, section 5.1). Of several references it is the mean
     likeness. Likenesses below 0 would turn a source's prompt around: such sources are left out, and where all are, the
     most similar is taken alone.
     """

@@ -16,7 +16,7 @@ from attempt_ray.bank.places import below
 from attempt_ray.config import Config, config_paths, load_layers, parse, preset_names
 from attempt_ray.errors import ConfigError, unknown_name
 from attempt_ray.orchestration.study import Job, Results
-from attempt_ray.reporting.parameters import BACKBONES
+from attempt_ray.reporting.parameters import BACKBONES, shipped_backbones
 from attempt_ray.tasks import Task
 from jobs import plan
 
@@ -209,9 +209,10 @@ def _backbones(config: Config) -> dict[str, Config]:
 
 def _check_backbone(name: str) -> None:
     """Refuse what can be neither a known backbone nor a directory nor a hub id."""
-    if not (name == "nano" or name in BACKBONES or "/" in name or Path(name).is_dir()):
+    shipped = shipped_backbones()
+    if not (name in shipped or name in BACKBONES or "/" in name or Path(name).is_dir()):
         raise ConfigError(
-            unknown_name("backbone", name, ["nano", *BACKBONES, *preset_names()])
+            unknown_name("backbone", name, [*shipped, *BACKBONES, *preset_names()])
             + "; or give a directory, a hub id or a YAML file"
         )
 

@@ -16,6 +16,7 @@ from attempt_ray.config import AdapterConfig, DeptConfig, LoraConfig
 from attempt_ray.errors import ConfigError, unknown_name
 from attempt_ray.reporting import markdown
 
+_SHIPPED = Path(_package_file).parent / "backbones"
 _POSITION_BUCKETS = 32  # T5's relative position bias, one table in the encoder and one in the decoder
 
 
@@ -198,7 +199,7 @@ def parameter_table(
     LoRA and DePT are counted at the defaults of `LoraConfig` and `DeptConfig`.
 
     Args:
-        backbone: ``t5-small`` to ``t5-11b`` (an organisation before it is allowed), ``nano``, a directory with a
+        backbone: ``t5-small`` to ``t5-11b`` (an organisation before it is allowed), a shipped one, a directory with a
             ``config.json`` of the T5 family, or None for T5 small to 11B.
         prompt_length: Prompt positions m (paper: 100).
         bottleneck: Width r of G's bottleneck (paper: 100).
@@ -297,19 +298,25 @@ def backbone_shape(backbone: str) -> BackboneShape:
     """Return a shape by name.
 
     Args:
-        backbone: ``t5-small`` to ``t5-11b`` (an organisation before it is allowed), ``nano``, or a directory with a
-            ``config.json`` of the T5 family.
+        backbone: ``t5-small`` to ``t5-11b`` (an organisation before it is allowed), a shipped one such as ``nano``, or a
+            directory with a ``config.json`` of the T5 family.
 
     Raises:
         ConfigError: The backbone is not known, or the file does not describe one.
     """
-    directory = Path(_package_file).parent / "backbones" / "nano" if backbone == "nano" else Path(backbone)
-    if backbone == "nano" or (directory / "config.json").is_file():
+    shipped = shipped_backbones()
+    directory = _SHIPPED / backbone if backbone in shipped else Path(backbone)
+    if (directory / "config.json").is_file():
         return _read_shape(backbone, directory / "config.json")
     name = backbone.removeprefix("google-t5/").removeprefix("google/")
     if name not in BACKBONES:
-        raise ConfigError(unknown_name("backbone", backbone, [*BACKBONES, "nano"]))
+        raise ConfigError(unknown_name("backbone", backbone, [*BACKBONES, *shipped]))
     return BACKBONES[name]
+
+
+def shipped_backbones() -> list[str]:
+    """Return the names of the backbones in the package."""
+    return sorted(path.parent.name for path in _SHIPPED.glob("*/config.json"))
 
 
 def _read_shape(name: str, path: Path) -> BackboneShape:

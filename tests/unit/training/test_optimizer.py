@@ -33,7 +33,7 @@ def test_whole_fraction_keeps_the_papers_warmup_that_small_tasks_never_leave():
     plan = plan_steps(TrainingConfig(steps=160, warmup_fraction=1), steps_per_epoch=8, default_epochs=20)
     assert plan.warmup_steps == 500
     highest = max(LinearSchedule(plan.steps, plan.warmup_steps).factor(step) for step in range(160))
-    assert 0.3 * highest == pytest.approx(0.096)  # method.md, section 3: CB
+    assert 0.3 * highest == pytest.approx(0.096)  # CB: 160 steps of 500 that warm up
 
 
 def test_epochs_become_steps_and_are_told():
