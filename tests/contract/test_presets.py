@@ -67,7 +67,7 @@ STUDY_PRESETS = tuple(name for name in preset_names() if name.startswith("study/
 PAPER_STUDIES = tuple(name for name in STUDY_PRESETS if name.startswith("study/paper-"))
 RUNS = {
     "study/embedded": (1_300, 1_400),
-    "study/embedded-quick": (150, 170),
+    "study/embedded-quick": (190, 210),
     "study/paper-table2": (300, 320),
     "study/paper-table3": (250, 260),
     "study/paper-table4": (140, 155),
