@@ -74,7 +74,7 @@ bench: $(STAMP)
 kills: $(STAMP)
 	@ATTEMPT_KILLS=$(KILLS) ATTEMPT_RAY_KILLS=$(RAY_KILLS) RAY_worker_niceness=0 $(BIN)/python -m pytest \
 	  -o timeout=7200 tests/unit/training/test_resume.py tests/unit/training/test_mirror.py \
-	  tests/unit/training/test_checkpoint.py tests/ray/test_kills.py tests/ray/test_tuner.py tests/ray/test_tune_kills.py tests/ray/test_serve.py tests/ray/test_submit.py $(ARGS)
+	  tests/unit/training/test_checkpoint.py tests/unit/jobs/test_run_study.py tests/ray/test_kills.py tests/ray/test_tuner.py tests/ray/test_tune_kills.py tests/ray/test_serve.py tests/ray/test_submit.py $(ARGS)
 
 check: $(STAMP)
 	$(BIN)/ruff check .
