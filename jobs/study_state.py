@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,11 +22,13 @@ from attempt_ray.bank.durable import storage_errors, write_durably
 from attempt_ray.config import Config, parse
 from attempt_ray.errors import AttemptError, ConfigError, DataError
 from attempt_ray.reporting.runs import fetched
-from attempt_ray.reporting.states import read_state, run_directories
+from attempt_ray.reporting.states import holder, read_state, run_directories
 from attempt_ray.reporting.study.cells import FILE, Cell
 from jobs.study_plan import StudyPlan, identity, plan_study
 
 _LEASE = ".lease"
+_LOCK_SECONDS = 1.0
+"""Longest wait for a study that another process only looks at."""
 
 Outcome = Literal["finished", "failed", "skipped", "waiting"]
 
@@ -67,17 +70,29 @@ def held(directory: Path) -> Iterator[None]:
         directory.mkdir(parents=True, exist_ok=True)
         lease = (directory / _LEASE).open("a+b")
     with lease:
-        try:
-            fcntl.flock(lease.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = (directory / _LEASE).read_text().strip() or "unknown"
+        if not _locked(lease.fileno()):
+            other = (directory / _LEASE).read_text().strip() or "unknown"
             raise ConfigError(
-                f"study {directory} is being done by process {holder}; wait for it, or set study.name to another name"
-            ) from None
+                f"study {directory} is being done by process {other}; wait for it, or set study.name to another name"
+            )
         lease.truncate(0)
         lease.write(f"{os.getpid()}\n".encode())
         lease.flush()
         yield
+
+
+def _locked(descriptor: int) -> bool:
+    """Lock a file for this process alone; who looks at a study holds it for a moment too."""
+    until = time.monotonic() + _LOCK_SECONDS
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > until:
+                return False
+            time.sleep(0.05)
+        else:
+            return True
 
 
 def write_study(directory: Path, study: StudyPlan, known: Mapping[str, Known]) -> None:
@@ -203,7 +218,7 @@ def standing(directory: Path) -> Standing:
     for job in study.jobs:
         if job.key not in in_cells:
             _count(before, states.get(job.key))
-    return Standing(name=record.name, process=_holder(directory), rows=rows, before=before, errors=errors)
+    return Standing(name=record.name, process=holder(directory), rows=rows, before=before, errors=errors)
 
 
 def _count(counts: Counts, found: str | None) -> None:
@@ -236,15 +251,3 @@ def _run_states(config: Config, study: StudyPlan) -> dict[str, str]:
             if state in ("finished", "running"):
                 found[key] = state
     return found
-
-
-def _holder(directory: Path) -> str | None:
-    try:
-        with (directory / _LEASE).open("rb") as lease:
-            try:
-                fcntl.flock(lease.fileno(), fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return lease.read(32).decode(errors="replace").strip() or "unknown"
-    except OSError:
-        pass
-    return None

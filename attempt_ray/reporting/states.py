@@ -117,7 +117,7 @@ def read_state(directory: Path) -> RunState:
     """
     if not _is_run(directory):
         raise DataError(f"{directory} holds neither config.json nor report.json; give a run's directory")
-    process = _holder(directory)
+    process = holder(directory)
     config = _mapping(directory / "config.json", "remove the run and start it again") or {}
     report = None
     if process is None and (directory / "report.json").exists():
@@ -164,8 +164,8 @@ def _is_run(path: Path) -> bool:
     return not hidden and ((path / "config.json").is_file() or (path / "report.json").is_file())
 
 
-def _holder(directory: Path) -> str | None:
-    """Return the process that holds the run's lease, None where none does."""
+def holder(directory: Path) -> str | None:
+    """Return the process that holds the lease of a run or study, None where none does."""
     if (directory / ".lease").is_dir():
         return _remote_holder(directory / ".lease")
     try:

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import random
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ import pytest
 
 from attempt_ray.config import Config
 from attempt_ray.errors import ConfigError, DataError
+from attempt_ray.reporting.states import holder
 from attempt_ray.reporting.study.cells import FILE
 from jobs import plan
 from jobs import run_study as module
@@ -155,6 +158,20 @@ def test_what_failed_is_told_with_its_reason_and_tried_again(
     found = standing(Path(result["directory"]))
     assert found.rows["attempt"].failed == 2
     assert "it needs 'source/" in found.errors["attempt/rte/s1"]
+
+
+def test_who_looks_at_a_study_does_not_keep_others_from_it(tmp_path: Path) -> None:
+    directory = tmp_path / "small"
+    with held(directory):
+        pass
+    looking = (directory / ".lease").open("rb")
+    fcntl.flock(looking.fileno(), fcntl.LOCK_SH)
+    leaving = threading.Timer(0.3, looking.close)
+    leaving.start()
+    with held(directory):
+        assert holder(directory) == str(os.getpid())
+    leaving.join()
+    assert holder(directory) is None
 
 
 def test_two_processes_do_not_do_one_study(make: MakeStudy) -> None:
