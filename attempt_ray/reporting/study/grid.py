@@ -67,10 +67,11 @@ def _marked(entry: Entry, *, faint: bool) -> str:
 def as_latex(grid: Grid) -> str:
     r"""Return a `table` environment that needs the packages booktabs, graphicx and xcolor."""
     lines = [
-        r"\begin{table}[p]",
+        r"\begin{table}[!htbp]",
         r"\centering",
         rf"\caption{{{latex(grid.caption)}}}",
         rf"\label{{tab:{grid.name}}}",
+        r"\resizebox*{!}{\ifdim\totalheight>0.75\textheight 0.75\textheight\else\totalheight\fi}{%",
         r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
         rf"\begin{{tabular}}{{{'l' * grid.left}{'r' * (len(grid.header) - grid.left)}}}",
         r"\toprule",
@@ -81,7 +82,7 @@ def as_latex(grid: Grid) -> str:
         if line.above:
             lines.append(r"\midrule")
         lines.append(_latex_line(_latex_entry(entry, faint=line.faint) for entry in line.entries))
-    lines += [r"\bottomrule", r"\end{tabular}}"]
+    lines += [r"\bottomrule", r"\end{tabular}}}"]
     lines += [
         rf"\par\smallskip\begin{{minipage}}{{\linewidth}}\footnotesize {latex(note)}\end{{minipage}}"
         for note in grid.notes

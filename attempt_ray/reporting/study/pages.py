@@ -97,7 +97,7 @@ def latex_page(title: str, blocks: Iterable[Block], *, pictures: str) -> str:
                 parts.append(as_latex(block))
             case Picture():
                 parts.append(
-                    f"\\begin{{figure}}[p]\n\\centering\n\\includegraphics[width=\\linewidth,height=0.8\\textheight,"
+                    f"\\begin{{figure}}[!htbp]\n\\centering\n\\includegraphics[width=\\linewidth,height=0.8\\textheight,"
                     f"keepaspectratio]{{{pictures}/{block.name}}}\n\\caption{{{latex(block.caption)}}}\n\\end{{figure}}"
                 )
             case _:

@@ -30,10 +30,11 @@ def test_markdown_layout() -> None:
 def test_latex_layout() -> None:
     assert as_latex(GRID) == "\n".join(
         [
-            r"\begin{table}[p]",
+            r"\begin{table}[!htbp]",
             r"\centering",
             r"\caption{Tiny \& small}",
             r"\label{tab:tiny}",
+            r"\resizebox*{!}{\ifdim\totalheight>0.75\textheight 0.75\textheight\else\totalheight\fi}{%",
             r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
             r"\begin{tabular}{lrr}",
             r"\toprule",
@@ -43,7 +44,7 @@ def test_latex_layout() -> None:
             r"\midrule",
             r"a|b & \textbf{70.0 $\pm$ 1.5} & $-$0.5 [$-$1.0, 0.0] \\",
             r"\bottomrule",
-            r"\end{tabular}}",
+            r"\end{tabular}}}",
             r"\par\smallskip\begin{minipage}{\linewidth}\footnotesize 5\% of <all>.\end{minipage}",
             r"\end{table}",
         ]
