@@ -22,6 +22,7 @@ class _Line(BaseModel):
     input: str
     answer: str
     gold: tuple[str, ...] = Field(min_length=1)
+    group: str = ""
     weights: tuple[float, ...] | None = None
 
 
@@ -36,6 +37,8 @@ class Answered:
     """Every accepted answer, the preferred one first."""
     weights: tuple[tuple[float, ...], ...] | None
     """Mixing weights, candidates in the order of the report's; None where nothing is mixed."""
+    groups: tuple[str, ...] = ()
+    """What each row belongs to, such as a question of MultiRC; empty where rows stand alone."""
 
     def __len__(self) -> int:
         return len(self.answers)
@@ -86,4 +89,5 @@ def _checked(run: Run, task: str, lines: list[_Line]) -> Answered:
         answers=tuple(line.answer for line in lines),
         golds=tuple(line.gold for line in lines),
         weights=tuple(line.weights or () for line in lines) if mixed else None,
+        groups=tuple(line.group for line in lines) if all(line.group for line in lines) else (),
     )

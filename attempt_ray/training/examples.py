@@ -17,8 +17,8 @@ def example_lines(splits: Mapping[str, EncodedSplit], finals: Mapping[str, Evalu
     """Return the answers of evaluations, one JSON object a line: tasks in order, then rows in order.
 
     A line has `task`, `row`, `input` (the template's text, cut to `MOST_CHARACTERS`), `answer`, `gold` (every accepted
-    answer, the preferred one first) and, where prompts are mixed, `weights` of the candidates in the order of the
-    report's `attention`.
+    answer, the preferred one first), `group` where rows belong together as the answers to a question of MultiRC do, and,
+    where prompts are mixed, `weights` of the candidates in the order of the report's `attention`.
 
     Args:
         splits: The rows that were answered, by task.
@@ -37,6 +37,8 @@ def _lines(split: EncodedSplit, final: Evaluation) -> Iterator[bytes]:
             "answer": answer,
             "gold": list(example.golds or (example.target,)),
         }
+        if example.group:
+            line["group"] = example.group
         if final.weights is not None:
             line["weights"] = [round(weight, _DIGITS) for weight in final.weights[row]]
         yield json.dumps(line, ensure_ascii=False).encode() + b"\n"

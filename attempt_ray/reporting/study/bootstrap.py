@@ -5,7 +5,8 @@ The estimator. For lines A and B of the report, tasks T and the seeds S that bot
     difference = mean over t in T, s in S of  m_t(A, s) - m_t(B, s)
 
 where m_t(A, s) is the task's headline metric, in points, of A's run with seed s on the test rows of t. A resample draws, for
-each task, as many test rows as there are, with replacement, and, once for all tasks, as many seeds as there are, with
+each task, as many test rows as there are, with replacement (where rows belong together, as the answers to a question of
+MultiRC do, as many of those groups: a cluster bootstrap, Field and Welsh 2007), and, once for all tasks, as many seeds as there are, with
 replacement; A and B get the same rows and the same seeds, and the metric is computed anew on the drawn rows. The interval is
 the percentile interval of the resampled differences (Efron and Tibshirani 1993, section 13.3): rows of a test set are
 paired because both lines answer the same ones, seeds because a seed decides data order, dropout and, where a study
@@ -75,6 +76,8 @@ class Scored:
     """Digest of the gold answers: what tells one test set from another."""
     constants: tuple[float, ...] = ()
     """Scores of answering every row with one label, by label; empty for open tasks."""
+    groups: tuple[str, ...] = ()
+    """What each row belongs to; empty where rows stand alone."""
 
 
 Scores = Mapping[Line, Mapping[str, Mapping[int, Scored]]]
@@ -168,11 +171,17 @@ class Bootstrap:
             if not usable:
                 continue
             rng, rows = self._generator(f"rows {task}"), next(iter(runs[key].rows for key in usable))
+            groups: Sequence[str | int] = next(
+                (runs[key].groups for key in usable if runs[key].groups), range(rows)
+            )
+            place = {group: index for index, group in enumerate(dict.fromkeys(groups))}
+            group_N, count = [place[group] for group in groups], len(place)
             drawn: dict[tuple[Line, int], list[Array]] = {key: [] for key in usable}
             step = max(1, _CHUNK // rows)
             for start in range(0, self.resamples, step):
                 size = min(step, self.resamples - start)
-                draws_BN = rng.multinomial(rows, np.full(rows, 1 / rows), size=size).astype(float)
+                draws_BG = rng.multinomial(count, np.full(count, 1 / count), size=size)
+                draws_BN = draws_BG[:, group_N].astype(float)
                 for key, scored in usable.items():
                     drawn[key].append(scored(draws_BN))
             found |= {(line, task, seed): np.concatenate(parts) for (line, seed), parts in drawn.items()}

@@ -275,7 +275,14 @@ def _resampled(run: Run, task: str, answered: Answered, labels: tuple[str, ...])
         )
         for label in labels
     )
-    return Scored(points=points, rows=rows, resampled=compute, asked=asked, constants=constants)
+    return Scored(
+        points=points,
+        rows=rows,
+        resampled=compute,
+        asked=asked,
+        constants=constants,
+        groups=answered.groups,
+    )
 
 
 def run_warnings(study: Study) -> tuple[str, ...]:

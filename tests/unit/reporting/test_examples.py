@@ -43,6 +43,13 @@ def test_an_older_run_is_read_and_says_what_it_lacks(write_run):
         read_examples(run)
 
 
+def test_what_rows_belong_to_comes_back_if_every_row_says_it(write_run):
+    lines = [line(row, group=f"question {row // 2}") for row in range(100)]
+    answered = read_examples(read_run(written(write_run, lines)))["rte"]
+    assert answered.groups[:3] == ("question 0", "question 0", "question 1")
+    assert read_examples(read_run(written(write_run, [*lines[:99], line(99)])))["rte"].groups == ()
+
+
 @pytest.mark.parametrize(
     ("lines", "message"),
     [

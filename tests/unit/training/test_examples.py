@@ -49,6 +49,14 @@ def test_reporting_reads_what_training_writes(make_config):
     assert answered["squad"].weights[-1] == tuple(lines[-1]["weights"])
 
 
+def test_answers_to_a_question_say_which(make_config):
+    config = make_config(method="prompt_tuning", tasks=["multirc"], data={"origin": "embedded"})
+    (split,) = gather(config).test
+    groups = [example.group for example in split.examples()]
+    assert all(groups) and [line["group"] for line in lines_of(execute(config))] == groups
+    assert all("group" not in line for line in lines_of(execute(make_config(method="prompt_tuning"))))
+
+
 def test_without_a_mixture_there_are_no_weights(make_config):
     assert all("weights" not in line for line in lines_of(execute(make_config(method="prompt_tuning"))))
 

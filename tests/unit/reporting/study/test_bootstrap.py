@@ -11,14 +11,15 @@ from attempt_ray.reporting.study.lines import Line
 A, B = Line("attempt"), Line("prompt_tuning")
 
 
-def of_rows(values, asked=b""):
+def of_rows(values, asked=b"", groups=()):
     """A run whose metric is the mean of what its rows score."""
     values = np.asarray(values, dtype=float)
     return Scored(
         points=100 * float(values.mean()),
         rows=len(values),
-        resampled=lambda draws: 100 * draws @ values / len(values),
+        resampled=lambda draws: 100 * draws @ values / draws.sum(axis=1),
         asked=asked,
+        groups=groups,
     )
 
 
@@ -46,6 +47,39 @@ def test_over_rows_it_is_scipys_paired_percentile_bootstrap():
     assert (difference.low, difference.high) == pytest.approx(tuple(expected), abs=0.3)
     unpaired = stats.norm.interval(0.95, scale=100 * np.hypot(a.std(), b.std()) / 120**0.5)
     assert difference.high - difference.low < 0.8 * (unpaired[1] - unpaired[0])  # pairing counts
+
+
+def test_rows_of_a_group_are_drawn_together():
+    rng = np.random.default_rng(5)
+    of_groups = rng.random(40)
+    values = np.repeat(of_groups, 3) + 0.01 * rng.normal(size=120)
+    groups = tuple(f"question {number}" for number in np.repeat(np.arange(40), 3))
+    runs = {1: of_rows(values, groups=groups), 2: of_rows(values)}
+    together, alone = (
+        Bootstrap({A: {"multirc": {seed: run}}}, resamples=20_000).mean(A, ["multirc"])
+        for seed, run in runs.items()
+    )
+    expected = stats.bootstrap(
+        (100.0 * values.reshape(40, 3).mean(axis=1),),
+        np.mean,
+        method="percentile",
+        n_resamples=20_000,
+        rng=np.random.default_rng(6),
+    ).confidence_interval
+    assert (together.low, together.high) == pytest.approx(tuple(expected), abs=0.4)
+    assert together.high - together.low > 1.5 * (alone.high - alone.low)
+    both = Bootstrap({A: {"multirc": runs}}, resamples=20_000).mean(A, ["multirc"])
+    assert (both.low, both.high) == pytest.approx((together.low, together.high), abs=1e-9)
+
+
+def test_groups_of_one_row_are_rows():
+    values = np.random.default_rng(7).random(50)
+    names = tuple(str(number * 7919 % 50) for number in range(50))
+    alone, named = (
+        Bootstrap({A: {"multirc": {1: of_rows(values, groups=groups)}}}).mean(A, ["multirc"])
+        for groups in ((), names)
+    )
+    assert alone == named
 
 
 def test_a_recomputed_metric_is_resampled_like_scipys():
