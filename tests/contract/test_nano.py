@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from attempt_ray.config import PRESETS, BackboneConfig, PretrainConfig
+from attempt_ray.config import PRESETS, BackboneConfig, PretrainConfig, load_pretrain
 from attempt_ray.data.microworld import MINIATURES, rows, skills
 from attempt_ray.data.microworld.world import Speaker
 from attempt_ray.model.backbone import PACKAGED, Backbone, load_backbone
@@ -14,17 +14,15 @@ from attempt_ray.tasks import TASKS
 from attempt_ray.tasks.spec import TemplateOptions
 from attempt_ray.training.pretraining import exact_match
 
-NANO = PACKAGED / "nano"
+
+@pytest.fixture(scope="module", params=["nano-small", "nano"])
+def nano(request: pytest.FixtureRequest) -> Backbone:
+    return load_backbone(BackboneConfig(name=request.param))
 
 
 @pytest.fixture(scope="module")
-def nano() -> Backbone:
-    return load_backbone(BackboneConfig(name="nano"))
-
-
-@pytest.fixture(scope="module")
-def recipe() -> dict[str, object]:
-    content: dict[str, object] = json.loads((NANO / "recipe.json").read_text())
+def recipe(nano: Backbone) -> dict[str, object]:
+    content: dict[str, object] = json.loads((PACKAGED / nano.identity.name / "recipe.json").read_text())
     return content
 
 
@@ -33,17 +31,15 @@ def test_the_shipped_nano_is_the_one_its_recipe_made(nano: Backbone, recipe: dic
     assert nano.identity.tokenizer_sha256 == recipe["tokenizer_sha256"]
 
 
-def test_its_recipe_is_the_preset(recipe: dict[str, object]) -> None:
-    from attempt_ray.config import load_pretrain
-
+def test_its_recipe_is_the_preset(nano: Backbone, recipe: dict[str, object]) -> None:
     made = PretrainConfig.model_validate(recipe["config"])
-    preset = load_pretrain([Path(PRESETS) / "pretrain" / "nano.yaml"])
+    preset = load_pretrain([Path(PRESETS) / "pretrain" / f"{nano.identity.name}.yaml"])
     places = {"output", "threads", "checkpoint_steps"}
     assert made.model_dump(exclude=places) == preset.model_dump(exclude=places)
 
 
-def test_it_is_at_most_eight_megabytes() -> None:
-    assert sum(path.stat().st_size for path in NANO.iterdir()) <= 8e6
+def test_it_is_at_most_eight_megabytes(nano: Backbone) -> None:
+    assert sum(path.stat().st_size for path in (PACKAGED / nano.identity.name).iterdir()) <= 8e6
 
 
 def test_it_does_what_its_recipe_says(nano: Backbone, recipe: dict[str, object]) -> None:
