@@ -79,7 +79,7 @@ METHODS: Mapping[str, MethodFacts] = {
     ),
     "dept": MethodFacts(backbone="frozen", sections=("prompt", "dept"), rates=("prompt",)),
 }
-"""Every method by name; `attempt_ray.model.methods.BUILDERS` has who builds it."""
+"""Every method by name, which is that of its file in `attempt_ray/model/methods`."""
 
 TaskGroup = Literal["GLUE", "SuperGLUE", "MultiRC", "MRQA", "Others", "sources", "user"]
 

@@ -205,7 +205,7 @@ def _memory(config: Config, shape: BackboneShape, *, rows: int, tokens: int, tar
         tokens=tokens,
         targets=targets,
         weight_bytes=weight_bytes,
-        trained=trained[config.method],
+        trained=trained.get(config.method, 0),  # of a method not named here: little beside the backbone
     )
 
 

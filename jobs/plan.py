@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from attempt_ray.config import METHOD_SECTIONS, Config
+from attempt_ray.config import METHODS as KNOWN
 from attempt_ray.errors import ConfigError, unknown_name
 from attempt_ray.orchestration.study import Job, Results
 from attempt_ray.tasks import Task, all_tasks, get_task
@@ -20,20 +21,10 @@ from attempt_ray.tasks import Task, all_tasks, get_task
 if TYPE_CHECKING:
     from attempt_ray.bank.store import Bank
 
-SINGLE = (
-    "finetune",
-    "adapter",
-    "bitfit",
-    "lora",
-    "prompt_tuning",
-    "spot",
-    "spot_similar",
-    "spot_generic",
-    "spot_targeted",
-    "attempt",
-    "mpt",
-    "dept",
-)
+_SPOT = ("spot", "spot_similar", "spot_generic", "spot_targeted")
+"""Rows of prompt tuning that starts from sources, by where it starts."""
+
+SINGLE = tuple(row for method in KNOWN for row in (method, *(_SPOT if method == "prompt_tuning" else ())))
 """Rows with one run per target and seed."""
 MULTI = ("finetune_mt", "adapter_mt", "spot_generic_mt", "spot_targeted_mt", "attempt_mt", "mpt_mt")
 """Rows with one run per group and seed."""

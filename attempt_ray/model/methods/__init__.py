@@ -1,38 +1,28 @@
 """What can be learned on a backbone, behind one interface: `base.Method`.
 
-A new method is a file here, with `build(parts)`, a line in `BUILDERS` and one in `attempt_ray.config.METHODS`.
+A new method is a file here, named like its line in `attempt_ray.config.METHODS`, with `build(parts)`.
 
 Source: Asai et al. (2022), sections 3.2 and 3.3 (ATTEMPT, its two learning rates), 4.2 (the baselines).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from importlib import import_module
 
 from torch import Tensor
 
 from attempt_ray.config import Config
 from attempt_ray.errors import ConfigError
 from attempt_ray.model.backbone import Backbone
-from attempt_ray.model.methods import (
-    adapter,
-    attempt,
-    bitfit,
-    dept,
-    finetuning,
-    lora,
-    mpt,
-    prompt_tuning,
-)
 from attempt_ray.model.methods.attempt import AttemptMixture
 from attempt_ray.model.methods.base import Generated, Method, Scored, losses
-from attempt_ray.model.methods.finetuning import FineTuning
+from attempt_ray.model.methods.finetune import FineTuning
 from attempt_ray.model.methods.parts import Parts, initial_prompts
 from attempt_ray.model.methods.prompt_tuning import PromptTuning
 from attempt_ray.tasks.spec import Task
 
 __all__ = [
-    "BUILDERS",
     "AttemptMixture",
     "FineTuning",
     "Generated",
@@ -43,18 +33,6 @@ __all__ = [
     "initial_prompts",
     "losses",
 ]
-
-BUILDERS: Mapping[str, Callable[[Parts], Method]] = {
-    "finetune": finetuning.build,
-    "adapter": adapter.build,
-    "bitfit": bitfit.build,
-    "lora": lora.build,
-    "prompt_tuning": prompt_tuning.build,
-    "attempt": attempt.build,
-    "mpt": mpt.build,
-    "dept": dept.build,
-}
-"""Who builds each method of `attempt_ray.config.METHODS`."""
 
 
 def build_method(
@@ -100,6 +78,6 @@ def build_method(
         center=center,
         shared=shared,
     )
-    method = BUILDERS[config.method](parts)
+    method: Method = import_module(f"{__name__}.{config.method}").build(parts)
     backbone.set_dropout(config.training.dropout)
     return method.to(backbone.device)

@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import sys
+from importlib import import_module
+from types import ModuleType
+
 import pytest
 import torch
 
@@ -8,7 +12,6 @@ from attempt_ray.config import TrainingConfig, parse
 from attempt_ray.data.batching import Batch
 from attempt_ray.errors import BackboneError, ConfigError
 from attempt_ray.model.methods import (
-    BUILDERS,
     AttemptMixture,
     FineTuning,
     PromptTuning,
@@ -116,8 +119,17 @@ def moved(method):
     return method
 
 
-def test_every_method_of_the_config_has_a_builder():
-    assert list(BUILDERS) == list(FACTS)
+@pytest.mark.parametrize("name", FACTS)
+def test_every_method_of_the_config_is_a_file_that_builds(name):
+    assert callable(import_module(f"attempt_ray.model.methods.{name}").build)
+
+
+def test_a_method_is_one_file_and_one_line(backbone, monkeypatch):
+    file = ModuleType("attempt_ray.model.methods.echo")
+    file.build = import_module("attempt_ray.model.methods.prompt_tuning").build
+    monkeypatch.setitem(sys.modules, file.__name__, file)
+    monkeypatch.setitem(FACTS, "echo", FACTS["prompt_tuning"])
+    assert isinstance(make_method(backbone, method="echo"), PromptTuning)
 
 
 @pytest.mark.parametrize("family", ["t5", "t5-v1_1", "mt5"])
