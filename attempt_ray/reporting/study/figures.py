@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from attempt_ray.errors import ConfigError
 from attempt_ray.reporting.attention import TARGET, TargetWeights
 from attempt_ray.reporting.drawing import (
     GREY,
@@ -21,12 +20,12 @@ from attempt_ray.reporting.drawing import (
     write_legend,
     write_title,
 )
-from attempt_ray.reporting.parameters import ParameterTable, backbone_shape
+from attempt_ray.reporting.parameters import ParameterTable
+from attempt_ray.reporting.study import scaling as by_size
 from attempt_ray.reporting.study.ablations import SweepPoint
 from attempt_ray.reporting.study.bootstrap import Bootstrap, Estimate
 from attempt_ray.reporting.study.cells import Study
 from attempt_ray.reporting.study.leave_one_out import LeaveOneOut
-from attempt_ray.reporting.study.lines import Line
 from attempt_ray.reporting.study.ordering import Ordering
 from attempt_ray.reporting.study.paper import task_name
 from attempt_ray.reporting.tables import method_name
@@ -142,13 +141,13 @@ def scaling(study: Study, bootstrap: Bootstrap) -> Picture | None:
 
     A method's line is over the targets that it has on all of its backbones.
     """
-    sizes = backbone_sizes(study)
+    sizes = by_size.sizes(study)
     if len(sizes) < 2:
         return None
     figure = new_figure(8.0, 5.0)
     axes = figure.subplots()
     rows = dict.fromkeys(line.row for name in sizes for line in study.lines(backbone=name))
-    drawn = scaling_points(study, bootstrap)
+    drawn = by_size.points(study, bootstrap)
     for place, (row, points) in enumerate(drawn.items()):
         colour, marker, line = style_of(row, rows)
         x = [sizes[name] * _BESIDE ** (place - len(drawn) / 2) for name, _ in points]
@@ -182,43 +181,6 @@ def scaling(study: Study, bootstrap: Bootstrap) -> Picture | None:
     )
     write_legend(figure, axes)
     return _picture("figure-4b", "Figure 4b: scores by size of the backbone", figure)
-
-
-def scaling_points(study: Study, bootstrap: Bootstrap) -> dict[str, list[tuple[str, Estimate]]]:
-    """Return each row's mean by backbone, the smallest first; rows on one backbone alone are left out."""
-    sizes = backbone_sizes(study)
-    found: dict[str, list[tuple[str, Estimate]]] = {}
-    for row in dict.fromkeys(line.row for name in sizes for line in study.lines(backbone=name)):
-        lines = [line for name in sizes if study.of(line := Line(row=row, backbone=name))]
-        tasks = tuple(task for task in study.tasks(lines) if all(task in study.of(line) for line in lines))
-        means = [(line.backbone, bootstrap.mean(line, tasks)) for line in lines] if tasks else []
-        points = [(name, mean) for name, mean in means if mean is not None]
-        if len(points) > 1:
-            found[row] = points
-    return found
-
-
-def backbone_sizes(study: Study) -> dict[str, int]:
-    """Return the parameters of every backbone with a score whose shape can be told, the smallest first."""
-    sizes: dict[str, int] = {}
-    for line, tasks in study.runs.items():
-        if line.backbone not in sizes and (size := _size(line, tasks)):
-            sizes[line.backbone] = size
-    return dict(sorted(sizes.items(), key=lambda item: item[1]))
-
-
-def _size(line: Line, tasks: Mapping[str, Mapping[int, Any]]) -> int | None:
-    names = [
-        line.backbone,
-        *(run.report.backbone.name for by_seed in tasks.values() for run in by_seed.values()),
-    ]
-    for name in names[:2]:
-        try:
-            shape = backbone_shape(name)
-        except ConfigError:
-            continue
-        return shape.parameters(vocabulary=shape.vocabulary)
-    return None
 
 
 def means(found: Ordering, *, level: float) -> Picture | None:

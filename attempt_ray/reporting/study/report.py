@@ -12,7 +12,16 @@ from attempt_ray.bank.durable import storage_errors, write_durably
 from attempt_ray.reporting.attention import AttentionTable, TargetWeights, attention_table
 from attempt_ray.reporting.parameters import parameter_table
 from attempt_ray.reporting.runs import fetched
-from attempt_ray.reporting.study import ablations, figures, instances, leave_one_out, mind, ordering, tables
+from attempt_ray.reporting.study import (
+    ablations,
+    figures,
+    instances,
+    leave_one_out,
+    mind,
+    ordering,
+    scaling,
+    tables,
+)
 from attempt_ray.reporting.study.bootstrap import LEVEL, RESAMPLES, Bootstrap
 from attempt_ray.reporting.study.cells import Study, join, read_study_file, scored
 from attempt_ray.reporting.study.figures import Picture
@@ -218,7 +227,9 @@ def _blocks(found: _Findings, pictures: dict[str, Picture]) -> list[Block]:
         leave_one_out.grid(found.removals, level=bootstrap.level),
         pictures.get("leave-one-out"),
     )
-    blocks += _section("Scaling", pictures.get("figure-4a"), pictures.get("figure-4b"))
+    blocks += _section(
+        "Scaling", pictures.get("figure-4a"), scaling.grid(study, bootstrap), pictures.get("figure-4b")
+    )
     blocks += _section(
         "Attention", *(picture for name, picture in pictures.items() if name.startswith("figure-5"))
     )
@@ -284,7 +295,7 @@ def _json(found: _Findings) -> dict[str, Any]:
         "leave_one_out": found.removals.as_dict(),
         "scaling": {
             row: {name: mean.as_dict() for name, mean in points}
-            for row, points in figures.scaling_points(study, bootstrap).items()
+            for row, points in scaling.points(study, bootstrap).items()
         },
         "parameters": parameter_table(None).as_dict(),
         "attention": found.weights.as_dict(),
