@@ -15,7 +15,7 @@ from attempt_ray.tasks.spec import TemplateOptions
 from attempt_ray.training.pretraining import exact_match
 
 
-@pytest.fixture(scope="module", params=["nano-small", "nano"])
+@pytest.fixture(scope="module", params=["nano-small", "nano", "nano-large"])
 def nano(request: pytest.FixtureRequest) -> Backbone:
     return load_backbone(BackboneConfig(name=request.param))
 

@@ -68,12 +68,13 @@ PAPER_STUDIES = tuple(name for name in STUDY_PRESETS if name.startswith("study/p
 RUNS = {
     "study/embedded": (1_300, 1_400),
     "study/embedded-quick": (190, 210),
+    "study/embedded-sizes": (630, 670),
     "study/paper-table2": (300, 320),
     "study/paper-table3": (250, 260),
     "study/paper-table4": (140, 155),
     "study/paper-figure4": (170, 180),
     "study/paper-figure5": (410, 420),
-    "study/real-small": (120, 130),
+    "study/real-small": (590, 605),
 }
 """Least and most runs of every study."""
 
