@@ -286,10 +286,10 @@ def _resampled(run: Run, task: str, answered: Answered, labels: tuple[str, ...])
 
 
 def run_warnings(study: Study) -> tuple[str, ...]:
-    """Return what `checks` has to say about the runs on each backbone."""
+    """Return what `checks` has to say about the runs on each backbone, which is named where there are several."""
     backbones = dict.fromkeys(line.backbone for line in study.runs)
     return tuple(
-        warning
+        f"{backbone}: {warning}" if len(backbones) > 1 else warning
         for backbone in backbones
         for warning in checks.warnings(
             study.finished(line for line in line_order(study.runs) if line.backbone == backbone)

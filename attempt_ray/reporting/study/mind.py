@@ -63,12 +63,14 @@ def _like_a_constant(study: Study, scores: Scores) -> list[str]:
                 alike = any(abs(scored.points - score) < _SAME for score in scored.constants)
                 if alike and not constant:
                     found[line, task].append(seed)
-    by_line: dict[str, list[str]] = defaultdict(list)
+    by_line: dict[Line, list[str]] = defaultdict(list)
     for (line, task), seeds in found.items():
-        by_line[line.label].append(f"{task} (seeds {', '.join(map(str, sorted(seeds)))})")
+        by_line[line].append(f"{task} (seeds {', '.join(map(str, sorted(seeds)))})")
+    several = len({line.backbone for line in scores}) > 1
     return [
-        f"{label} scores exactly what answering one class always does: {', '.join(tasks)}"
-        for label, tasks in by_line.items()
+        f"{f'{line.backbone}: ' if several else ''}{line.label} scores exactly what answering one class always does: "
+        f"{', '.join(tasks)}"
+        for line, tasks in by_line.items()
     ]
 
 

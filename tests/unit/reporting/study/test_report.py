@@ -120,7 +120,7 @@ def test_a_whole_report_has_every_part(found) -> None:
 def test_warnings_name_what_is_wrong(found) -> None:
     told = "\n".join(found.warnings)
     assert "2 of 45 cells have no score (1 failed, 1 waiting)" in told
-    assert "prompt_tuning answers boolq with one and the same answer (seeds 1, 2)" in told
+    assert "nano: prompt_tuning answers boolq with one and the same answer (seeds 1, 2)" in told
     assert "attempt on rte, boolq: warm-up never ended (seeds 1, 2)" in told
     assert "methods took unequal steps" in told
     assert "2 seeds only on" in told
@@ -131,6 +131,10 @@ def test_a_score_that_a_constant_has_too_is_told(study) -> None:
     study.add("attempt", 0.9, constant=True, constant_prediction={"rte": False})
     told = "\n".join(write_study_report(study.write(), runs=str(study.runs)).warnings)
     assert "attempt scores exactly what answering one class always does: rte (seeds 1)" in told
+    assert "nano: " not in told
+    study.add("attempt", 0.9, backbone="t5-small")
+    told = "\n".join(write_study_report(study.write(), runs=str(study.runs)).warnings)
+    assert "nano: attempt scores exactly what answering one class always does: rte (seeds 1)" in told
 
 
 def test_a_difference_inside_its_interval_is_told(study) -> None:
