@@ -380,13 +380,16 @@ def study_report(
             metavar="PLACE",
         ),
     ] = None,
+    no_inputs: Annotated[
+        bool, typer.Option("--no-inputs", help="Leave out test rows, which may not be passed on.")
+    ] = False,
 ) -> None:
     """Write the tables and figures of what a study has done so far."""
 
     def call() -> Mapping[str, Any]:
         from jobs.run_study import report_study
 
-        return report_study(name, directory=directory, out=out)
+        return report_study(name, directory=directory, out=out, inputs="withheld" if no_inputs else "shown")
 
     perform(call)
 

@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from attempt_ray.config import Config, parse
 from attempt_ray.errors import DataError
@@ -23,6 +23,9 @@ from jobs.study_estimate import BackboneEstimate, estimate_study
 from jobs.study_plan import ABLATIONS, StudyPlan, plan_study
 from jobs.study_state import Known, Outcome, Standing, held, read_study, study_directory, write_study
 from jobs.watch import clock, counted
+
+if TYPE_CHECKING:
+    from attempt_ray.reporting.study.report import Inputs
 
 _WRITE_SECONDS = 1.0
 """Least time between two writes of study.json while runs end; where runs stand is told by their directories too."""
@@ -148,26 +151,31 @@ def row_lines() -> list[tuple[str, str, str]]:
     return [*rows, *changes, ("without_<source>", "leave-one-out", "one source less; study.leave_one_out")]
 
 
-def report_study(name: str, *, directory: str = "studies", out: Path | None = None) -> dict[str, Any]:
+def report_study(
+    name: str, *, directory: str = "studies", out: Path | None = None, inputs: Inputs = "shown"
+) -> dict[str, Any]:
     """Write the report of what a study has done so far.
 
     Args:
         name: The study's.
         directory: Where studies are.
         out: Another directory for the report, or a Markdown file: that page and its pictures alone.
+        inputs: Whether the report shows test rows.
 
     Raises:
         AttemptError: There is no such study, or nothing of it has finished.
     """
     place = Path(directory).expanduser() / name
     config = parse([read_study(place).config])
-    return {"job": "study_report", "study": name, "files": _report(place, config, out=out)}
+    return {"job": "study_report", "study": name, "files": _report(place, config, out=out, inputs=inputs)}
 
 
-def _report(directory: Path, config: Config, *, out: Path | None = None) -> list[str]:
+def _report(
+    directory: Path, config: Config, *, out: Path | None = None, inputs: Inputs = "shown"
+) -> list[str]:
     from attempt_ray.reporting.study.report import write_study_report
 
-    found = write_study_report(directory, runs=config.runs, out=out)
+    found = write_study_report(directory, runs=config.runs, out=out, inputs=inputs)
     for line in found.lines:
         tell(line)
     return [str(path) for path in found.files]

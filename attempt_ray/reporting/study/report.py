@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from attempt_ray.bank.durable import storage_errors, write_durably
 from attempt_ray.reporting.attention import AttentionTable, TargetWeights, attention_table
@@ -39,6 +39,8 @@ from attempt_ray.reporting.study.paper import TABLE_2, TABLE_3
 
 REFERENCES = ("prompt_tuning", "finetune")
 """Rows that every row is compared with."""
+Inputs = Literal["shown", "withheld"]
+"""Whether a report shows test rows; licences of data may forbid to pass them on."""
 _PICTURES = "figures"
 _INTERVALS = (
     f"Intervals are {LEVEL:.0%} percentile intervals of {RESAMPLES:,} bootstrap resamples. A resample draws the test rows of each "
@@ -79,7 +81,9 @@ class _Findings:
         return tuple(line for line in lines if self.study.of(line))
 
 
-def write_study_report(directory: Path, *, runs: str, out: Path | None = None) -> StudyReport:
+def write_study_report(
+    directory: Path, *, runs: str, out: Path | None = None, inputs: Inputs = "shown"
+) -> StudyReport:
     """Write ``report.md``, ``report.tex``, ``report.html``, ``report.json`` and ``figures/`` of a study.
 
     Every number is read back from the run directories that ``study.json`` names; what is missing is said. Each file appears
@@ -90,6 +94,7 @@ def write_study_report(directory: Path, *, runs: str, out: Path | None = None) -
         runs: Path or URI of the run directories.
         out: Directory of the report, or a Markdown file: then that page alone is written, its pictures as PNG in a directory
             of the page's name beside it. None is the directory ``report`` in `directory`.
+        inputs: `withheld` leaves out the examples, which are test rows.
 
     Raises:
         ConfigError: `runs` is neither a path nor a URI that pyarrow opens.
@@ -104,7 +109,7 @@ def write_study_report(directory: Path, *, runs: str, out: Path | None = None) -
     names = {cell.run for cell in file.cells if cell.run is not None}
     with fetched(runs, names=names, examples=True) as root:
         study = join(file, root)
-        found = _findings(study)
+        found = _findings(study, inputs)
     pictures = _pictures(found)
     title = f"Study {study.name}"
     blocks = tuple(_blocks(found, pictures))
@@ -130,7 +135,7 @@ def write_study_report(directory: Path, *, runs: str, out: Path | None = None) -
     )
 
 
-def _findings(study: Study) -> _Findings:
+def _findings(study: Study, inputs: Inputs) -> _Findings:
     scores, notes = scored(study)
     bootstrap = Bootstrap(scores)
     whole = [Line(row=row, backbone=study.backbone) for row in ordering.OURS]
@@ -141,7 +146,7 @@ def _findings(study: Study) -> _Findings:
         removals=leave_one_out.leave_one_out(study, bootstrap),
         points=ablations.sweep(study, bootstrap),
         weights=attention_table(study.finished(whole), parents={}),
-        examples=instances.instances(study),
+        examples=instances.instances(study) if inputs == "shown" else (),
         warnings=mind.warnings(
             study,
             bootstrap,

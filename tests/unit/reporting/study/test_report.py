@@ -215,6 +215,16 @@ def test_a_page_alone_has_its_pictures_beside_it(found, tmp_path) -> None:
     assert shown == {str(path.relative_to(tmp_path)) for path in alone.files if path.suffix == ".png"}
 
 
+def test_test_rows_are_withheld_where_asked(found, tmp_path) -> None:
+    directory = found.directory.parent
+    runs = str(directory.parents[1] / "runs")
+    assert "sentence1: row" in (found.directory / "report.md").read_text()
+    without = write_study_report(directory, runs=runs, out=tmp_path, inputs="withheld")
+    for path in without.files:
+        assert b"sentence1: row" not in path.read_bytes()
+    assert "Inputs and their weights" not in (tmp_path / "report.md").read_text()
+
+
 @pytest.mark.parametrize("finished", [0, 1, 2])
 def test_a_study_that_has_just_begun_says_what_is_missing(study, finished) -> None:
     rows = ("attempt", "prompt_tuning", "adapter")
