@@ -69,6 +69,8 @@ EXCLUDED = (
     "*.egg-info",
     "/bank",
     "/runs",
+    "/searches",
+    "/studies",
     # Whatever is uploaded can be read by everybody who may use the cluster.
     ".env",
     ".aws",

@@ -205,6 +205,14 @@ def test_the_token_file_and_what_looks_private_stay_out_of_the_upload(project: P
     assert packed(project, plan.runtime_env["excludes"]) == {"code.py"}
 
 
+def test_what_commands_leave_in_a_directory_stays_out_of_the_upload(project: Path) -> None:
+    for name in ("bank", "runs", "searches", "studies"):
+        (project / name / "x").mkdir(parents=True)
+        (project / name / "x" / "rows.json").write_text("x")
+    (project / "code.py").write_text("x")
+    assert packed(project, EXCLUDED) == {"code.py"}
+
+
 def test_the_upload_of_this_project_is_its_code(tmp_path: Path) -> None:
     names = packed(ROOT, EXCLUDED)
     assert {name.partition("/")[0] for name in names if "/" in name} == {
