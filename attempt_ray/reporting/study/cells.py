@@ -112,6 +112,10 @@ class Study:
         known = [task for task in TARGET_TASKS if task in found]
         return (*known, *sorted(found - set(known)))
 
+    def on(self, backbone: str) -> str:
+        """Return what a sentence on a backbone begins with: its name where runs are on several, else nothing."""
+        return f"{backbone}: " if len({line.backbone for line in self.runs}) > 1 else ""
+
     def of(self, line: Line) -> Mapping[str, Mapping[int, Run]]:
         """Return the runs of a line by task and seed."""
         return self.runs.get(line, {})
@@ -289,7 +293,7 @@ def run_warnings(study: Study) -> tuple[str, ...]:
     """Return what `checks` has to say about the runs on each backbone, which is named where there are several."""
     backbones = dict.fromkeys(line.backbone for line in study.runs)
     return tuple(
-        f"{backbone}: {warning}" if len(backbones) > 1 else warning
+        f"{study.on(backbone)}{warning}"
         for backbone in backbones
         for warning in checks.warnings(
             study.finished(line for line in line_order(study.runs) if line.backbone == backbone)

@@ -66,10 +66,8 @@ def _like_a_constant(study: Study, scores: Scores) -> list[str]:
     by_line: dict[Line, list[str]] = defaultdict(list)
     for (line, task), seeds in found.items():
         by_line[line].append(f"{task} (seeds {', '.join(map(str, sorted(seeds)))})")
-    several = len({line.backbone for line in scores}) > 1
     return [
-        f"{f'{line.backbone}: ' if several else ''}{line.label} scores exactly what answering one class always does: "
-        f"{', '.join(tasks)}"
+        f"{study.on(line.backbone)}{line.label} scores exactly what answering one class always does: {', '.join(tasks)}"
         for line, tasks in by_line.items()
     ]
 
